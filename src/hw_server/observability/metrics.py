@@ -1,0 +1,70 @@
+"""Every metric the server exports. Names, labels and buckets live here and nowhere else; labels are bounded."""
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client's own name; `hw serve` sets it for several workers
+
+
+class Metrics:
+    """One set of metrics for one application. Several workers add up through prometheus-client's shared files."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=self.registry, multiprocess_mode="livesum")
+
+        def reachable(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=self.registry, multiprocess_mode="livemin")
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(name, text, labels, registry=self.registry, buckets=LATENCY)
+
+        self.http_requests = counter("http_requests_total", "Requests answered.", "method", "route", "status")
+        self.http_duration = histogram("http_request_duration_seconds", "Time to the last byte.", "method", "route")
+        self.http_in_progress = gauge("http_requests_in_progress", "Requests being answered.")
+
+        self.ws_open = gauge("ws_connections", "Open sockets.")
+        self.ws_outcomes = counter(
+            "ws_connections_total", "Sockets by how the attempt or the connection ended.", "outcome"
+        )
+        self.ws_messages = counter("ws_messages_total", "Messages.", "direction")
+        self.ws_rpc = histogram("ws_rpc_duration_seconds", "Socket calls.", "method", "code")
+
+        self.db_pool_size = gauge("db_pool_connections", "Connections of the pool.", "state")
+        self.db_query = histogram("db_query_duration_seconds", "Statements, by first word.", "statement")
+        self.db_errors = counter("db_errors_total", "Statements that failed and waits that timed out.", "kind")
+        self.db_up = reachable("db_up", "1 while every worker reaches PostgreSQL, else 0.")
+
+        self.redis_up = reachable("redis_up", "1 while every worker reaches Redis, else 0.")
+        self.redis_duration = histogram("redis_command_duration_seconds", "Redis round trips.", "purpose")
+        self.redis_errors = counter("redis_errors_total", "Redis round trips that failed.", "purpose")
+
+        self.auth_attempts = counter("auth_attempts_total", "Tokens judged; `ok` or the reason refused.", "outcome")
+        self.rate_limit_hits = counter("rate_limit_hits_total", "Requests refused by a limit.", "scope")
+        self.rate_limit_fallback = counter("rate_limit_fallback_total", "Decisions made without Redis.", "scope")
+
+        self.audit_rows = counter("audit_rows_total", "Audit rows by what became of them.", "result")
+        self.audit_queue = gauge("audit_queue_rows", "Audit rows waiting in memory.")
+        self.audit_spill_bytes = gauge("audit_spill_bytes", "Audit rows waiting on disk, bytes.")
+        self.audit_flush = histogram("audit_flush_duration_seconds", "Time to write one batch.")
+
+        self.workers = gauge("hw_workers", "Worker processes alive.")
+        self.workers.set(1)
+
+    def expose(self) -> bytes:
+        """Prometheus text; of all workers where several share a folder."""
+        if not os.environ.get(MULTIPROCESS_DIR):
+            return generate_latest(self.registry)
+        shared = CollectorRegistry()
+        multiprocess.MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+        return generate_latest(shared)

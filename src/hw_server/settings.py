@@ -1,0 +1,262 @@
+"""Every setting: described, typed and validated together. Nothing else reads the environment.
+
+A setting `oidc.issuer` is the variable `HW_OIDC__ISSUER`; `HW_OIDC__ISSUER_FILE` names a file that
+holds the value (Docker secrets). `hw config show` prints all of them, `hw config check` what is wrong.
+"""
+
+import os
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+PREFIX = "HW_"
+DELIMITER = "__"
+DEVELOPMENT_SECRETS = frozenset({"postgres", "hw", "hw-dev", "admin", "password", "secret", "changeme", "keycloak"})
+
+
+class SettingsError(Exception):
+    """Settings the server refuses to start with. `problems` are lines `name: what is wrong`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Environment(StrEnum):
+    DEVELOPMENT = "development"
+    PRODUCTION = "production"
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
+OnRedisDown = Literal["open", "closed"]
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Http(Group):
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    workers: int = Field(1, ge=1, le=256, description="Worker processes of `hw serve`.")
+    public_url: str = Field("http://localhost:8000", description="Where clients reach the server; used in documents.")
+    trusted_proxies: Networks = Field(
+        (), description="Networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, comma separated."
+    )
+    allowed_hosts: Names = Field(
+        (), description="Host names answered, comma separated; empty answers any. `*.example.org` matches subdomains."
+    )
+    cors_origins: Names = Field((), description="Browser origins allowed to call the API, comma separated.")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, bytes.")
+    request_timeout: float = Field(10.0, gt=0, le=300, description="Longest time for one operation, seconds.")
+    drain_delay: float = Field(
+        0.0, ge=0, le=120, description="Seconds between readiness off and the end of accepting, for load balancers."
+    )
+    shutdown_timeout: float = Field(15.0, gt=0, le=300, description="Longest whole shutdown after the drain, seconds.")
+
+
+class Database(Group):
+    url: SecretStr = Field(
+        SecretStr("postgresql://hw:hw-dev@127.0.0.1:15432/hw_db"), description="PostgreSQL address with credentials."
+    )
+    password: SecretStr | None = Field(None, description="Password, if not part of `database.url`.")
+    pool_min: int = Field(2, ge=0, le=1000, description="Connections kept open, per worker.")
+    pool_max: int = Field(10, ge=1, le=1000, description="Connections at most, per worker.")
+    acquire_timeout: float = Field(3.0, gt=0, le=60, description="Longest wait for a free connection, seconds.")
+    command_timeout: float = Field(5.0, gt=0, le=300, description="Longest single statement, seconds.")
+    migrate_on_start: bool = Field(True, description="Apply pending migrations at start, one process at a time.")
+
+
+class Redis(Group):
+    url: SecretStr = Field(SecretStr("redis://127.0.0.1:16379"), description="Redis or Valkey address without a database.")
+    password: SecretStr | None = Field(None, description="Password, if not part of `redis.url`.")
+    cache_db: int = Field(0, ge=0, description="Database of rate limits, cached totals and socket counts.")
+    auth_db: int = Field(1, ge=0, description="Database of sessions and revocations.")
+    timeout: float = Field(0.5, gt=0, le=10, description="Longest wait for one answer, seconds.")
+    key_prefix: str = Field("hw:", description="Prefix of every key and channel.")
+
+
+class Oidc(Group):
+    issuer: str = Field("http://127.0.0.1:18080/realms/hw", description="Issuer as it stands in tokens (`iss`).")
+    internal_url: str | None = Field(None, description="Where this server reaches the issuer, if not at `oidc.issuer`.")
+    audience: str = Field("hw-api", min_length=1, description="Required audience (`aud`) of access tokens.")
+    client_id: str = Field("hw-web", min_length=1, description="Public client of the API documents; audience of logout tokens.")
+    roles_claim: str = Field("realm_access.roles", description="Dotted path of the claim that lists roles.")
+    username_claim: str = Field("preferred_username", description="Claim of the user's name; `sub` where it is missing.")
+    leeway: float = Field(10.0, ge=0, le=120, description="Clock difference tolerated, seconds.")
+    jwks_cooldown: float = Field(10.0, ge=0, le=3600, description="Least time between two fetches for unknown keys, seconds.")
+    timeout: float = Field(3.0, gt=0, le=30, description="Longest wait for the provider, seconds.")
+    token_cache_size: int = Field(10_000, ge=0, description="Verified tokens kept in memory, per worker.")
+    on_redis_down: OnRedisDown = Field(
+        "open", description="With Redis out of reach: `open` trusts the revocations known so far, `closed` answers 503."
+    )
+
+
+class RateLimit(Group):
+    http_per_minute: int = Field(6000, ge=1, description="HTTP requests a minute per user or client address.")
+    ws_per_minute: int = Field(12_000, ge=1, description="Socket calls a minute per user.")
+    sockets_per_user: int = Field(100, ge=1, description="Open sockets per user, over all instances.")
+    on_redis_down: OnRedisDown = Field(
+        "open", description="With Redis out of reach: `open` counts per process, `closed` answers 503."
+    )
+
+
+class WebSocket(Group):
+    allowed_origins: Names = Field((), description="Browser origins allowed to open a socket besides `http.cors_origins`.")
+    auth_timeout: float = Field(5.0, gt=0, le=60, description="Time to sign in after connecting, seconds.")
+    max_frame_bytes: int = Field(262_144, ge=1024, description="Largest message from a client, bytes.")
+    max_in_flight: int = Field(16, ge=1, le=1000, description="Calls of one socket that run at the same time.")
+    max_batch: int = Field(50, ge=1, le=1000, description="Calls in one batch.")
+    max_connections: int = Field(20_000, ge=1, description="Open sockets at most, per worker.")
+    send_buffer_bytes: int = Field(1_048_576, ge=4096, description="Unsent bytes after which a slow socket is closed.")
+    ping_interval: float = Field(20.0, gt=0, le=600, description="Seconds between pings; no answer in the same time closes.")
+
+
+class Audit(Group):
+    queue_size: int = Field(10_000, ge=1, description="Rows waiting in memory at most, per worker.")
+    batch_size: int = Field(500, ge=1, le=10_000, description="Rows written at once.")
+    flush_interval: float = Field(0.5, gt=0, le=60, description="Longest time a row waits in memory, seconds.")
+    spill_dir: Path = Field(Path(".hw/spill"), description="Folder that takes rows while PostgreSQL is out of reach.")
+    spill_max_bytes: int = Field(268_435_456, ge=0, description="Bytes on disk at most; past it rows are counted as dropped.")
+    retention_months: int = Field(12, ge=1, le=240, description="Whole months kept; older partitions are dropped.")
+    record_reads: bool = Field(True, description="Also record reads, not only changes, denials and sign-ins.")
+
+
+class Log(Group):
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
+    requests: bool = Field(True, description="Write one line for each request and call.")
+
+
+class Settings(Group):
+    environment: Environment = Field(
+        Environment.DEVELOPMENT, description="`production` refuses development secrets and plain HTTP issuers."
+    )
+    http: Http = Field(default_factory=Http)
+    database: Database = Field(default_factory=Database)
+    redis: Redis = Field(default_factory=Redis)
+    oidc: Oidc = Field(default_factory=Oidc)
+    ratelimit: RateLimit = Field(default_factory=RateLimit)
+    ws: WebSocket = Field(default_factory=WebSocket)
+    audit: Audit = Field(default_factory=Audit)
+    log: Log = Field(default_factory=Log)
+
+
+def load(environ: dict[str, str] | None = None) -> Settings:
+    """Settings from the environment; raises `SettingsError` that names every bad one."""
+    source = dict(os.environ if environ is None else environ)
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for variable, raw in sorted(source.items()):
+        if not variable.startswith(PREFIX):
+            continue
+        name, text = variable, raw
+        if variable.endswith("_FILE"):
+            name = variable.removesuffix("_FILE")
+            if name in source:
+                problems.append(f"{_dotted(name)}: set {name} or {variable}, not both")
+                continue
+            try:
+                text = Path(raw).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                problems.append(f"{_dotted(name)}: cannot read {variable}={raw}: {type(error).__name__}")
+                continue
+        _place(values, _dotted(name).split("."), text)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        problems += [_explain(item) for item in error.errors(include_input=False, include_url=False)]
+        raise SettingsError(problems) from None
+    problems += _conflicts(settings)
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def variable_of(name: str) -> str:
+    """`oidc.issuer` -> `HW_OIDC__ISSUER`."""
+    return PREFIX + name.replace(".", DELIMITER).upper()
+
+
+def _dotted(variable: str) -> str:
+    return variable.removeprefix(PREFIX).lower().replace(DELIMITER, ".")
+
+
+def _place(values: dict[str, Any], path: list[str], text: str) -> None:
+    for part in path[:-1]:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            return
+        values = inner
+    values[path[-1]] = text
+
+
+def _explain(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting ({variable_of(name)}); `hw config show` lists all"
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]} ({variable_of(name)})"
+
+
+def _conflicts(settings: Settings) -> list[str]:
+    """What no single field can tell: values that contradict each other or the environment."""
+    problems = []
+    for name, url, schemes in (
+        ("database.url", settings.database.url.get_secret_value(), ("postgresql", "postgres")),
+        ("redis.url", settings.redis.url.get_secret_value(), ("redis", "rediss", "unix")),
+        ("oidc.issuer", settings.oidc.issuer, ("http", "https")),
+        ("oidc.internal_url", settings.oidc.internal_url or settings.oidc.issuer, ("http", "https")),
+        ("http.public_url", settings.http.public_url, ("http", "https")),
+    ):
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in schemes and bool(parts.hostname or parts.scheme == "unix")
+            _ = parts.port
+        except ValueError:
+            usable = False
+        if not usable:
+            problems.append(f"{name}: must be an address that starts with {' or '.join(s + '://' for s in schemes)}")
+    if settings.oidc.issuer.endswith("/"):
+        problems.append("oidc.issuer: must not end with a slash; it is compared with the token's `iss` letter by letter")
+    if settings.database.pool_min > settings.database.pool_max:
+        problems.append("database.pool_min: must not be larger than database.pool_max")
+    if settings.redis.cache_db == settings.redis.auth_db:
+        problems.append("redis.auth_db: must differ from redis.cache_db")
+    for name, origins in (("http.cors_origins", settings.http.cors_origins), ("ws.allowed_origins", settings.ws.allowed_origins)):
+        for origin in origins:
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or not parts.netloc or parts.path:
+                problems.append(f"{name}: {origin!r} is not an origin such as https://app.example.org")
+    if settings.environment is Environment.PRODUCTION and not problems:
+        problems += _production(settings)
+    return problems
+
+
+def _production(settings: Settings) -> list[str]:
+    problems = []
+    if not settings.oidc.issuer.startswith("https://"):
+        problems.append("oidc.issuer: must be https in production")
+    if not settings.http.public_url.startswith("https://"):
+        problems.append("http.public_url: must be https in production")
+    if not settings.http.allowed_hosts:
+        problems.append("http.allowed_hosts: must name the hosts to answer in production")
+    for name, password in (
+        ("database.password", settings.database.password or urlsplit(settings.database.url.get_secret_value()).password),
+        ("redis.password", settings.redis.password or urlsplit(settings.redis.url.get_secret_value()).password),
+    ):
+        text = password.get_secret_value() if isinstance(password, SecretStr) else password
+        if not text:
+            problems.append(f"{name}: must be set in production")
+        elif text in DEVELOPMENT_SECRETS or len(text) < 12:
+            problems.append(f"{name}: is a development secret or shorter than 12 characters; production needs its own")
+    return problems
