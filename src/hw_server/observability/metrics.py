@@ -33,7 +33,8 @@ class Metrics:
         self.http_duration = histogram("http_request_duration_seconds", "Time to the last byte.", "method", "route")
         self.http_in_progress = gauge("http_requests_in_progress", "Requests being answered.")
 
-        self.ws_open = gauge("ws_connections", "Open sockets.")
+        # Not `ws_connections`: a counter's family name is its name without `_total`, and two families may not share one.
+        self.ws_open = gauge("ws_connections_open", "Open sockets.")
         self.ws_outcomes = counter(
             "ws_connections_total", "Sockets by how the attempt or the connection ended.", "outcome"
         )
