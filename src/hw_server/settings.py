@@ -71,7 +71,6 @@ class Database(Group):
         SecretStr("postgresql://hw:hw-dev@127.0.0.1:15432/hw_db"), description="PostgreSQL address with credentials."
     )
     password: SecretStr | None = Field(None, description="Password, if not part of `database.url`.")
-    pool_min: int = Field(2, ge=0, le=1000, description="Connections kept open, per worker.")
     pool_max: int = Field(10, ge=1, le=1000, description="Connections at most, per worker.")
     acquire_timeout: float = Field(3.0, gt=0, le=60, description="Longest wait for a free connection, seconds.")
     command_timeout: float = Field(5.0, gt=0, le=300, description="Longest single statement, seconds.")
@@ -228,8 +227,6 @@ def _conflicts(settings: Settings) -> list[str]:
             problems.append(f"{name}: must be an address that starts with {' or '.join(s + '://' for s in schemes)}")
     if settings.oidc.issuer.endswith("/"):
         problems.append("oidc.issuer: must not end with a slash; it is compared with the token's `iss` letter by letter")
-    if settings.database.pool_min > settings.database.pool_max:
-        problems.append("database.pool_min: must not be larger than database.pool_max")
     if settings.redis.cache_db == settings.redis.auth_db:
         problems.append("redis.auth_db: must differ from redis.cache_db")
     for name, origins in (("http.cors_origins", settings.http.cors_origins), ("ws.allowed_origins", settings.ws.allowed_origins)):

@@ -1,0 +1,83 @@
+"""Alembic, called from code. One process at a time applies migrations: an advisory lock makes the others wait."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, make_url, pool, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from hw_server.settings import Database as DatabaseSettings
+
+ADVISORY_LOCK = 0x6877_6D69  # "hwmi"
+
+
+def folder() -> Path:
+    """`migrations/` beside the source tree, or in the working directory of an installed server."""
+    for candidate in (Path(__file__).resolve().parents[3] / "migrations", Path.cwd() / "migrations"):
+        if (candidate / "env.py").is_file():
+            return candidate
+    raise FileNotFoundError("migrations/ not found; run from the project's folder")
+
+
+def configuration() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(folder()))
+    config.set_main_option("path_separator", "os")
+    config.set_main_option("file_template", "%%(year)d%%(month).2d%%(day).2d%%(hour).2d%%(minute).2d_%%(slug)s")
+    return config
+
+
+def database_url(settings: DatabaseSettings) -> URL:
+    url = make_url(settings.url.get_secret_value()).set(drivername="postgresql+asyncpg")
+    if settings.password is not None:
+        url = url.set(password=settings.password.get_secret_value())
+    return url
+
+
+async def upgrade(settings: DatabaseSettings, revision: str = "head") -> None:
+    await _locked(settings, lambda config: command.upgrade(config, revision))
+
+
+async def downgrade(settings: DatabaseSettings, revision: str = "-1") -> None:
+    await _locked(settings, lambda config: command.downgrade(config, revision))
+
+
+async def status(settings: DatabaseSettings) -> list[tuple[str, str, bool]]:
+    """`(revision, message, applied)`, oldest first."""
+    script = ScriptDirectory.from_config(configuration())
+    engine = create_async_engine(database_url(settings), poolclass=pool.NullPool)
+    try:
+        async with engine.connect() as connection:
+            heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
+    finally:
+        await engine.dispose()
+    applied = {item.revision for head in heads for item in script.iterate_revisions(head, "base")}
+    return [(item.revision, item.doc, item.revision in applied) for item in reversed(list(script.walk_revisions()))]
+
+
+def new(message: str) -> Path:
+    """Writes an empty migration and returns its path."""
+    created = command.revision(configuration(), message=message)
+    script = created[0] if isinstance(created, list) else created
+    assert script is not None
+    return Path(script.path)
+
+
+async def _locked(settings: DatabaseSettings, run: Callable[[Config], None]) -> None:
+    def inside(connection: Connection) -> None:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        config = configuration()
+        config.attributes["connection"] = connection
+        run(config)
+
+    engine = create_async_engine(database_url(settings), poolclass=pool.NullPool)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(inside)
+    finally:
+        await engine.dispose()
+

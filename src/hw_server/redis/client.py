@@ -1,0 +1,84 @@
+"""One client per database. An answer takes at most `redis.timeout`; after a failure the next attempt waits a moment,
+so that an outage costs requests nothing."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from hw_server.errors import Unavailable
+from hw_server.observability.metrics import Metrics
+from hw_server.settings import Redis as RedisSettings
+
+PAUSE = 1.0  # seconds without attempts after a failure
+T = TypeVar("T")
+FAILURES = (RedisError, OSError, TimeoutError)
+
+
+class RedisClient:
+    def __init__(self, settings: RedisSettings, db: int, metrics: Metrics) -> None:
+        self.client: redis.Redis = redis.Redis.from_url(
+            settings.url.get_secret_value(),
+            db=db,
+            password=settings.password.get_secret_value() if settings.password else None,
+            socket_timeout=settings.timeout,
+            socket_connect_timeout=settings.timeout,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+            max_connections=64,
+            client_name="hw-server",
+        )
+        self._metrics = metrics
+        self._closed_until = 0.0
+
+    @property
+    def paused(self) -> bool:
+        """True in the moment after a failure."""
+        return time.monotonic() < self._closed_until
+
+    async def run(self, purpose: str, call: Callable[["redis.Redis"], Awaitable[T]]) -> T:
+        """The answer of `call`; `Unavailable` where Redis is out of reach or was a moment ago."""
+        if self.paused:
+            raise Unavailable("Redis is out of reach")
+        started = time.perf_counter()
+        try:
+            answer = await call(self.client)
+        except FAILURES as error:
+            self._closed_until = time.monotonic() + PAUSE
+            self._metrics.redis_errors.labels(purpose).inc()
+            raise Unavailable("Redis is out of reach") from error
+        self._metrics.redis_duration.labels(purpose).observe(time.perf_counter() - started)
+        return answer
+
+    async def ping(self) -> None:
+        """Asks also in the moment after a failure, and ends that moment when it succeeds."""
+        try:
+            await self.client.ping()
+        except FAILURES as error:
+            raise Unavailable("Redis is out of reach") from error
+        self._closed_until = 0.0
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+
+class Script:
+    """A Lua script, sent by its hash and again whole where the server does not know it."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._sha: str | None = None
+
+    async def run(self, client: "redis.Redis", keys: list[str], args: list[Any]) -> Any:
+        if self._sha is not None:
+            try:
+                return await client.execute_command("EVALSHA", self._sha, len(keys), *keys, *args)
+            except NoScriptError:
+                pass
+        self._sha = await client.script_load(self.source)
+        return await client.execute_command("EVALSHA", self._sha, len(keys), *keys, *args)
+

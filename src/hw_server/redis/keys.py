@@ -1,0 +1,36 @@
+"""Every Redis key and channel the server uses."""
+
+
+class Keys:
+    def __init__(self, prefix: str) -> None:
+        self.revoked = f"{prefix}revoked"  # DB 1, sorted set: session id or `sub:<sub>` -> time its entry ends
+        self.revocations = f"{prefix}revocations"  # channel: `<time>|<entry>`
+        self._prefix = prefix
+
+    def session(self, session_id: str) -> str:
+        """DB 1, hash: one session."""
+        return f"{self._prefix}session:{session_id}"
+
+    def user_sessions(self, sub: str) -> str:
+        """DB 1, sorted set: session ids of a user, by the time they end."""
+        return f"{self._prefix}sessions:{sub}"
+
+    def logout_token(self, jti: str) -> str:
+        """DB 1: marks a logout token as used."""
+        return f"{self._prefix}logout:{jti}"
+
+    def rate(self, scope: str, who: str) -> str:
+        """DB 0, hash: sliding window of one caller."""
+        return f"{self._prefix}rate:{scope}:{who}"
+
+    def sockets(self, sub: str) -> str:
+        """DB 0, sorted set: open sockets of a user, by the end of their lease."""
+        return f"{self._prefix}sockets:{sub}"
+
+    def total(self, name: str, filters: str) -> str:
+        """DB 0: number of rows of a list."""
+        return f"{self._prefix}total:{name}:{filters}"
+
+    def total_generation(self, name: str) -> str:
+        """DB 0: counter that a write raises, so that older totals are never read again."""
+        return f"{self._prefix}total-generation:{name}"
