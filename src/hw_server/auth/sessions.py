@@ -120,7 +120,7 @@ class Revocations:
             quiet = 0
             while True:
                 message = await feed.get_message(ignore_subscribe_messages=True, timeout=1.0)
-                if message is not None:
+                if message is not None and message["type"] == "message":
                     until_text, _, entry_text = message["data"].decode().partition("|")
                     self._add(entry_text, float(until_text))
                     continue

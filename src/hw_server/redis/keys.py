@@ -27,10 +27,6 @@ class Keys:
         """DB 0, sorted set: open sockets of a user, by the end of their lease."""
         return f"{self._prefix}sockets:{sub}"
 
-    def total(self, name: str, filters: str) -> str:
-        """DB 0: number of rows of a list."""
-        return f"{self._prefix}total:{name}:{filters}"
-
-    def total_generation(self, name: str) -> str:
-        """DB 0: counter that a write raises, so that older totals are never read again."""
-        return f"{self._prefix}total-generation:{name}"
+    def totals(self, name: str) -> str:
+        """DB 0, hash: filters of a list -> its number of rows."""
+        return f"{self._prefix}totals:{name}"

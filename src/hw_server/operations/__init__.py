@@ -1,0 +1,29 @@
+"""The heart: one declaration of an operation makes an HTTP route and a JSON-RPC method."""
+
+from hw_server.operations.audit import AuditRow, AuditTrail
+from hw_server.operations.declaration import SIGNED_IN, AfterCommit, Feature, Operation, Operations, Provided, Read, Write
+from hw_server.operations.execution import Call, Executor
+from hw_server.operations.pages import Cursor, Page, PageQuery, Totals
+from hw_server.operations.text import Id, Line, Text
+
+__all__ = [
+    "SIGNED_IN",
+    "AfterCommit",
+    "AuditRow",
+    "AuditTrail",
+    "Call",
+    "Cursor",
+    "Executor",
+    "Feature",
+    "Id",
+    "Line",
+    "Operation",
+    "Operations",
+    "Page",
+    "PageQuery",
+    "Provided",
+    "Read",
+    "Text",
+    "Totals",
+    "Write",
+]

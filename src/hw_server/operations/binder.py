@@ -1,0 +1,178 @@
+"""Binds the input of an operation, from HTTP or RPC, into one pydantic model, and that into the function's arguments."""
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic_core import from_json
+
+from hw_server.auth import Principal
+from hw_server.errors import InvalidInput, Malformed
+from hw_server.operations.declaration import Access, AfterCommit, Operation
+
+QUERY, BODY = "query", "body"
+PATH_FIELD = re.compile(r"{(\w+)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Parameters that the platform fills: their names by what fills them."""
+
+    connection: str | None
+    caller: str | None
+    after_commit: str | None
+    provided: dict[str, Any]
+
+
+class Binder:
+    def __init__(self, operation: Operation, provided: dict[type, Any]) -> None:
+        self.operation = operation
+        hints = get_type_hints(operation.handler, include_extras=True)
+        self._returns = hints.pop("return", None)
+        if self._returns is None:
+            raise ValueError(f"operation {operation.name}: its answer needs a type")
+        self.path_fields = tuple(PATH_FIELD.findall(operation.path))
+        self.writes = False
+        self.fields: dict[str, Any] = {}
+        self.given = self._classify(inspect.signature(operation.handler), hints, provided)
+        self._owner = self._owners()
+        self.model = create_model(
+            operation.name.replace(".", "_"),
+            __config__=ConfigDict(extra="forbid"),
+            **{name: (kind, ...) for name, kind in self.fields.items()},
+        )
+        self._validate = self.model.__pydantic_validator__.validate_python
+        self._query_lists = self._list_fields(self.fields.get(QUERY))
+        self.answer: TypeAdapter[Any] = TypeAdapter(self._returns)
+        self.takes_body = BODY in self.fields
+
+    @property
+    def returns(self) -> Any:
+        return self._returns
+
+    def _classify(self, signature: inspect.Signature, hints: dict[str, Any], provided: dict[type, Any]) -> Given:
+        name = self.operation.name
+        connection = caller = after_commit = None
+        filled: dict[str, Any] = {}
+        for parameter in signature.parameters:
+            kind = hints.get(parameter)
+            mark = next((item for item in get_args(kind)[1:] if isinstance(item, str)), None) if kind else None
+            if mark in (Access.READ, Access.WRITE):
+                connection, self.writes = parameter, mark == Access.WRITE
+            elif mark == Access.PROVIDED:
+                wanted = get_args(kind)[0]
+                if wanted not in provided:
+                    raise ValueError(f"operation {name}: nothing provides {wanted.__name__} for {parameter}")
+                filled[parameter] = provided[wanted]
+            elif kind is Principal or kind == Principal | None:
+                caller = parameter
+            elif kind is AfterCommit:
+                after_commit = parameter
+            elif parameter in self.path_fields or parameter in (QUERY, BODY):
+                self.fields[parameter] = kind
+            else:
+                raise ValueError(
+                    f"operation {name}: parameter {parameter} is neither in the path, nor `query` or `body`, nor given"
+                )
+        missing = [field for field in self.path_fields if field not in self.fields]
+        if missing:
+            raise ValueError(f"operation {name}: the path has {{{missing[0]}}}, the function has not")
+        if BODY in self.fields and self.operation.method in ("GET", "DELETE"):
+            raise ValueError(f"operation {name}: {self.operation.method} has no body")
+        return Given(connection, caller, after_commit, filled)
+
+    def _owners(self) -> dict[str, str]:
+        """Which nested model each RPC parameter belongs to; a name in two places is refused."""
+        owner: dict[str, str] = {}
+        for part, kind in self.fields.items():
+            for field in _model_fields(kind) if part in (QUERY, BODY) else (part,):
+                if field in owner:
+                    raise ValueError(f"operation {self.operation.name}: {field} is in {owner[field]} and in {part}")
+                owner[field] = part
+        return owner
+
+    @staticmethod
+    def _list_fields(kind: Any) -> frozenset[str]:
+        if kind is None:
+            return frozenset()
+        fields = _model(kind).model_fields
+        return frozenset(name for name, field in fields.items() if get_origin(field.annotation) in (list, set, tuple))
+
+    def from_http(self, path: dict[str, Any], query_string: bytes, body: bytes) -> dict[str, Any]:
+        raw: dict[str, Any] = {name: path[name] for name in self.path_fields}
+        if QUERY in self.fields:
+            raw[QUERY] = self._query(query_string)
+        elif query_string:
+            raw.update(self._query(query_string))
+        if self.takes_body:
+            raw[BODY] = parse_json(body)
+        return raw
+
+    def _query(self, query_string: bytes) -> dict[str, Any]:
+        if not query_string:
+            return {}
+        try:
+            pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100)
+        except ValueError:
+            raise Malformed("the query string is not valid") from None
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in self._query_lists:
+                found.setdefault(name, []).append(value)
+            else:
+                found[name] = value
+        return found
+
+    def from_params(self, params: dict[str, Any]) -> dict[str, Any]:
+        raw: dict[str, Any] = {part: {} for part in (QUERY, BODY) if part in self.fields}
+        for name, value in params.items():
+            part = self._owner.get(name, name)
+            if part in (QUERY, BODY) and part in raw:
+                raw[part][name] = value
+            else:
+                raw[name] = value
+        return raw
+
+    def arguments(self, raw: dict[str, Any]) -> dict[str, Any]:
+        """The function's own arguments; raises `InvalidInput` that names every bad field."""
+        if not self.fields and not raw:
+            return {}
+        try:
+            bound = self._validate(raw)
+        except ValidationError as error:
+            raise InvalidInput(_field_errors(error)) from None
+        return dict(bound)
+
+
+def parse_json(data: bytes) -> Any:
+    if not data:
+        raise Malformed("the body is empty; a JSON object is expected")
+    try:
+        return from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise Malformed(f"not valid JSON: {str(error)[:120]}") from None
+
+
+def _field_errors(error: ValidationError) -> list[dict[str, str]]:
+    problems = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        loc = [str(part) for part in item["loc"]]
+        if len(loc) > 1 and loc[0] in (QUERY, BODY):
+            loc = loc[1:]
+        problems.append({"field": ".".join(loc)[:200], "message": item["msg"], "type": item["type"]})
+    return problems[:50]
+
+
+def _model(kind: Any) -> type[BaseModel]:
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if not (inspect.isclass(kind) and issubclass(kind, BaseModel)):
+        raise ValueError(f"`query` and `body` must be pydantic models, not {kind!r}")
+    return kind
+
+
+def _model_fields(kind: Any) -> list[str]:
+    return list(_model(kind).model_fields)

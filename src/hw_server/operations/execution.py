@@ -1,0 +1,192 @@
+"""Runs an operation for either protocol: role, input, transaction, audit, answer."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from hw_server.auth import Principal
+from hw_server.db import Database
+from hw_server.errors import Conflict, DomainError, Forbidden, Timeout, Unauthenticated
+from hw_server.operations.audit import AuditRow, AuditTrail
+from hw_server.operations.binder import Binder
+from hw_server.operations.declaration import SIGNED_IN, AfterCommit, Feature, Operation
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, whatever brought it. `started` is `time.perf_counter()`; `refusal` says why there is no caller."""
+
+    source: str  # http | ws
+    request_id: str
+    client_ip: str | None
+    started: float
+    caller: Principal | None = None
+    refusal: DomainError | None = None
+
+
+class BoundOperation:
+    """An operation with its binder and what its feature says of conflicts."""
+
+    __slots__ = ("binder", "conflicts", "operation")
+
+    def __init__(self, operation: Operation, binder: Binder, feature: Feature) -> None:
+        self.operation = operation
+        self.binder = binder
+        self.conflicts = feature.conflicts
+
+
+class Executor:
+    """`status_of` gives the HTTP status of a domain error, for the audit row."""
+
+    def __init__(
+        self,
+        features: Iterable[Feature],
+        provided: dict[type, Any],
+        db: Database,
+        audit: AuditTrail,
+        timeout: float,
+        record_reads: bool,
+        status_of: Callable[[DomainError], int],
+    ) -> None:
+        self._db = db
+        self._audit = audit
+        self._timeout = timeout
+        self._record_reads = record_reads
+        self._status_of = status_of
+        self.operations: dict[str, BoundOperation] = {}
+        for feature in features:
+            for operation in feature.operations.declared:
+                if operation.name in self.operations:
+                    raise ValueError(f"operation {operation.name} is declared twice")
+                self.operations[operation.name] = BoundOperation(operation, Binder(operation, provided), feature)
+
+    async def run(
+        self, bound: BoundOperation, call: Call, raw: Callable[[Binder], Awaitable[dict[str, Any]]]
+    ) -> bytes | None:
+        """The serialized answer, None where there is none. Raises `DomainError`; every other exception is a defect."""
+        operation, arguments = bound.operation, None
+        try:
+            authorize(operation.role, call)
+            async with asyncio.timeout(self._timeout):
+                arguments = bound.binder.arguments(await raw(bound.binder))
+                if bound.binder.writes:
+                    return await self._write(bound, call, arguments)
+                answer = await self._read(bound, call, arguments)
+        except TimeoutError:
+            error = Timeout()
+            self._refused(bound, call, arguments, error)
+            raise error from None
+        except DomainError as problem:
+            error = _named_conflict(problem, bound)
+            self._refused(bound, call, arguments, error)
+            raise error from None
+        except Exception as defect:
+            self._refused(bound, call, arguments, DomainError(type(defect).__name__))
+            raise
+        if self._record_reads:
+            self._audit.record(self._row(operation, call, arguments, answer[1]))
+        return answer[0]
+
+    async def _read(self, bound: BoundOperation, call: Call, arguments: dict[str, Any]) -> tuple[bytes | None, Any]:
+        binder = bound.binder
+        values = {**arguments, **binder.given.provided}
+        if binder.given.caller:
+            values[binder.given.caller] = call.caller
+        if binder.given.connection is None:
+            value = await bound.operation.handler(**values)
+        else:
+            async with self._db.read() as connection:
+                value = await bound.operation.handler(**values, **{binder.given.connection: connection})
+        return (None if value is None else binder.answer.dump_json(value)), value
+
+    async def _write(self, bound: BoundOperation, call: Call, arguments: dict[str, Any]) -> bytes | None:
+        """The change and its audit row commit together, before the answer is sent."""
+        binder, operation = bound.binder, bound.operation
+        values = {**arguments, **binder.given.provided}
+        if binder.given.caller:
+            values[binder.given.caller] = call.caller
+        after = AfterCommit()
+        if binder.given.after_commit:
+            values[binder.given.after_commit] = after
+        assert binder.given.connection is not None
+        async with self._db.write() as connection:
+            value = await operation.handler(**values, **{binder.given.connection: connection})
+            answer = None if value is None else binder.answer.dump_json(value)
+            await self._audit.insert(connection, self._row(operation, call, arguments, value))
+        for publish in after:
+            try:
+                await publish()
+            except DomainError as error:
+                log.warning("after_commit_failed", operation=operation.name, error=error.code)
+        return answer
+
+    def _refused(
+        self, bound: BoundOperation, call: Call, arguments: dict[str, Any] | None, error: DomainError
+    ) -> None:
+        denied = isinstance(error, Unauthenticated | Forbidden)
+        outcome, status = "denied" if denied else "failure", self._status_of(error)
+        self._audit.record(self._row(bound.operation, call, arguments, None, outcome, status, error.code))
+
+    def _row(
+        self,
+        operation: Operation,
+        call: Call,
+        arguments: dict[str, Any] | None,
+        value: Any,
+        outcome: str = "success",
+        status: int | None = None,
+        error: str | None = None,
+    ) -> AuditRow:
+        caller = call.caller
+        return AuditRow(
+            datetime.now(UTC),
+            caller.sub if caller else None,
+            caller.username if caller else None,
+            sorted(caller.roles) if caller else [],
+            operation.name,
+            _resource(operation, arguments, value),
+            outcome,
+            call.source,
+            call.request_id,
+            call.client_ip,
+            operation.status if status is None else status,
+            (time.perf_counter() - call.started) * 1000,
+            error,
+            None,
+        )
+
+
+def authorize(role: str | None, call: Call) -> None:
+    """Raises what refuses the caller; a public operation (no role) refuses nobody without a token."""
+    if call.refusal is not None and (role is not None or not isinstance(call.refusal, Unauthenticated)):
+        raise call.refusal
+    if role is None:
+        return
+    if call.caller is None:
+        raise Unauthenticated("missing")
+    if role != SIGNED_IN and role not in call.caller.roles:
+        raise Forbidden(f"the role {role} is required")
+
+
+def _resource(operation: Operation, arguments: dict[str, Any] | None, value: Any) -> str:
+    """`authors/42`: the path with its fields filled in, and the new row's id after a create."""
+    path = operation.path.removeprefix("/")
+    if "{" in path and arguments is not None:
+        path = path.format_map(arguments)
+    elif operation.status == 201 and (created := getattr(value, "id", None)) is not None:
+        path = f"{path}/{created}"
+    return path
+
+
+def _named_conflict(error: DomainError, bound: BoundOperation) -> DomainError:
+    """A violated constraint, in the words of the feature."""
+    if isinstance(error, Conflict) and (constraint := error.extra.pop("constraint", None)) is not None:
+        return Conflict(bound.conflicts.get(constraint))
+    return error

@@ -1,0 +1,152 @@
+"""Sliding window in Redis, on Redis' own clock. Decisions asked for while one round trip is under way share the next,
+so that a busy worker pays a fraction of a round trip for each."""
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+from hw_server.errors import RateLimited, Unavailable
+from hw_server.observability.metrics import Metrics
+from hw_server.redis import Keys, RedisClient
+from hw_server.redis.client import Script
+from hw_server.settings import RateLimit
+
+WINDOW = 60  # seconds
+BATCH = 128
+
+# Per key two counters, of this window and the one before; the older one counts for the part of it that the sliding
+# window still covers. Returns for each key: allowed, remaining, milliseconds until there is room or the window ends.
+SLIDING_WINDOW = Script("""
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local size = tonumber(ARGV[1])
+local index = math.floor(now / size)
+local into = now - index * size
+local answers = {}
+for i, key in ipairs(KEYS) do
+  local limit = tonumber(ARGV[i + 1])
+  local state = redis.call('HMGET', key, 'i', 'c', 'p')
+  local at, current, previous = tonumber(state[1]), tonumber(state[2]) or 0, tonumber(state[3]) or 0
+  if at ~= index then
+    if at == index - 1 then previous = current else previous = 0 end
+    current = 0
+  end
+  local used = current + previous * (size - into) / size
+  local wait = size - into
+  if used + 1 <= limit then
+    current = current + 1
+    redis.call('HSET', key, 'i', index, 'c', current, 'p', previous)
+    redis.call('PEXPIRE', key, size * 2)
+    answers[#answers + 1] = 1
+    answers[#answers + 1] = math.floor(limit - used - 1)
+  else
+    if current + 1 <= limit and previous > 0 then
+      wait = size - into - (limit - current - 1) * size / previous
+    end
+    answers[#answers + 1] = 0
+    answers[#answers + 1] = 0
+  end
+  answers[#answers + 1] = math.max(1, math.ceil(wait))
+end
+return answers
+""")
+
+
+class Decision(NamedTuple):
+    """`reset` is in whole seconds: when the window ends, or for a refusal when there is room again."""
+
+    allowed: bool
+    limit: int
+    remaining: int
+    reset: int
+
+
+class RateLimiter:
+    def __init__(self, settings: RateLimit, redis: RedisClient, keys: Keys, metrics: Metrics) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._keys = keys
+        self._limits = {"http": settings.http_per_minute, "ws": settings.ws_per_minute}
+        self._hits = metrics.rate_limit_hits
+        self._fallback = metrics.rate_limit_fallback
+        self._local = LocalWindows()
+        self._waiting: list[tuple[str, int, asyncio.Future[Decision]]] = []
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def check(self, scope: str, who: str) -> Decision:
+        """Counts one request of `who`; raises `RateLimited`, or `Unavailable` without Redis where so set."""
+        limit = self._limits[scope]
+        if self._redis.paused:
+            decision = self._without_redis(scope, who, limit)
+        else:
+            try:
+                decision = await self._asked(self._keys.rate(scope, who), limit)
+            except Unavailable:
+                decision = self._without_redis(scope, who, limit)
+        if not decision.allowed:
+            self._hits.labels(scope).inc()
+            raise RateLimited(decision.reset)
+        return decision
+
+    def limit(self, scope: str) -> int:
+        return self._limits[scope]
+
+    def _without_redis(self, scope: str, who: str, limit: int) -> Decision:
+        if self._settings.on_redis_down == "closed":
+            raise Unavailable("rate limits cannot be checked")
+        self._fallback.labels(scope).inc()
+        return self._local.check(f"{scope}:{who}", limit)
+
+    def _asked(self, key: str, limit: int) -> "asyncio.Future[Decision]":
+        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self._waiting.append((key, limit, future))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush(), name="ratelimit")
+        return future
+
+    async def _flush(self) -> None:
+        """Ends when nobody waits; every failure goes to those who wait."""
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+                try:
+                    answers = await self._redis.run("ratelimit", lambda client, b=batch: _evaluate(client, b))  # type: ignore[misc]
+                except Unavailable as error:
+                    for _, _, future in batch:
+                        if not future.done():
+                            future.set_exception(error)
+                    continue
+                for index, (_, limit, future) in enumerate(batch):
+                    if not future.done():
+                        allowed, remaining, wait = answers[index * 3 : index * 3 + 3]
+                        future.set_result(Decision(bool(allowed), limit, remaining, math.ceil(wait / 1000)))
+        finally:
+            self._flusher = None
+
+
+async def _evaluate(client: Any, batch: list[tuple[str, int, "asyncio.Future[Decision]"]]) -> Any:
+    return await SLIDING_WINDOW.run(client, [key for key, _, _ in batch], [WINDOW * 1000, *(limit for _, limit, _ in batch)])
+
+
+class LocalWindows:
+    """The same window for one process alone, while Redis is out of reach. Bounded."""
+
+    SIZE = 10_000
+
+    def __init__(self) -> None:
+        self._windows: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
+
+    def check(self, key: str, limit: int) -> Decision:
+        now = time.time()
+        index, into = int(now // WINDOW), now % WINDOW
+        at, current, previous = self._windows.pop(key, (index, 0, 0))
+        if at != index:
+            current, previous = 0, current if at == index - 1 else 0
+        used = current + previous * (WINDOW - into) / WINDOW
+        allowed = used + 1 <= limit
+        self._windows[key] = (index, current + allowed, previous)
+        if len(self._windows) > self.SIZE:
+            self._windows.popitem(last=False)
+        return Decision(allowed, limit, max(0, int(limit - used - allowed)), max(1, math.ceil(WINDOW - into)))

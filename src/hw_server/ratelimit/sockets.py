@@ -1,0 +1,76 @@
+"""The cap on open sockets per user over all instances. Each socket holds a lease that its instance renews; leases of a
+crashed instance run out by themselves."""
+
+from typing import Any
+
+from hw_server.errors import RateLimited, Unavailable
+from hw_server.observability.metrics import Metrics
+from hw_server.redis import Keys, RedisClient
+from hw_server.redis.client import Script
+from hw_server.settings import RateLimit
+
+LEASE = 60  # seconds
+RENEWAL = 20  # seconds
+
+TAKE = Script("""
+local now = tonumber(redis.call('TIME')[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[3])
+redis.call('EXPIRE', KEYS[1], tonumber(ARGV[2]))
+return 1
+""")
+RENEW = Script("""
+local ends = tonumber(redis.call('TIME')[1]) + tonumber(ARGV[1])
+for i, key in ipairs(KEYS) do
+  redis.call('ZADD', key, ends, ARGV[i + 1])
+  redis.call('EXPIRE', key, tonumber(ARGV[1]))
+end
+return 1
+""")
+
+
+class SocketCap:
+    def __init__(self, settings: RateLimit, redis: RedisClient, keys: Keys, metrics: Metrics) -> None:
+        self._settings = settings
+        self._redis = redis
+        self._keys = keys
+        self._hits = metrics.rate_limit_hits.labels("sockets")
+        self._fallback = metrics.rate_limit_fallback.labels("sockets")
+        self._held: dict[str, str] = {}  # socket id -> sub
+
+    async def take(self, sub: str, socket_id: str) -> None:
+        """Raises `RateLimited` when the user has as many sockets as allowed."""
+        args: list[Any] = [self._settings.sockets_per_user, LEASE, socket_id]
+        try:
+            free = await self._redis.run("sockets", lambda client: TAKE.run(client, [self._keys.sockets(sub)], args))
+        except Unavailable:
+            if self._settings.on_redis_down == "closed":
+                raise
+            self._fallback.inc()
+            free = sum(held == sub for held in self._held.values()) < self._settings.sockets_per_user
+        if not free:
+            self._hits.inc()
+            raise RateLimited(LEASE, "too many open sockets")
+        self._held[socket_id] = sub
+
+    async def release(self, socket_id: str) -> None:
+        """Best effort: a lease that cannot be given back runs out."""
+        sub = self._held.pop(socket_id, None)
+        if sub is None:
+            return
+        try:
+            await self._redis.run("sockets", lambda client: client.zrem(self._keys.sockets(sub), socket_id))
+        except Unavailable:
+            return
+
+    async def renew(self) -> None:
+        held = list(self._held.items())
+        for start in range(0, len(held), 500):
+            part = held[start : start + 500]
+            keys = [self._keys.sockets(sub) for _, sub in part]
+            args: list[Any] = [LEASE, *(socket_id for socket_id, _ in part)]
+            try:
+                await self._redis.run("sockets", lambda client, k=keys, a=args: RENEW.run(client, k, a))  # type: ignore[misc]
+            except Unavailable:
+                return
