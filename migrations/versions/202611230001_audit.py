@@ -24,7 +24,6 @@ def upgrade() -> None:
             status      smallint,
             duration_ms real,
             error       text,
-            details     jsonb,
             PRIMARY KEY (occurred_at, id)
         ) PARTITION BY RANGE (occurred_at)
     """)
@@ -34,7 +33,10 @@ def upgrade() -> None:
     op.execute("CREATE INDEX user_actions_request ON user_actions (request_id)")
     # Takes a row when no month's partition fits (a clock far off); empty in normal running.
     op.execute("CREATE TABLE user_actions_default PARTITION OF user_actions DEFAULT")
+    # Names of spilled files whose rows have been written: a replay that crashed before removing its file is not repeated.
+    op.execute("CREATE TABLE audit_replays (segment text PRIMARY KEY, replayed_at timestamptz NOT NULL DEFAULT now())")
 
 
 def downgrade() -> None:
+    op.execute("DROP TABLE audit_replays")
     op.execute("DROP TABLE user_actions")

@@ -68,6 +68,16 @@ class PayloadTooLarge(DomainError):
     title = "The request is larger than the server accepts"
 
 
+class UnsupportedMediaType(DomainError):
+    code = "unsupported_media_type"
+    title = "The body must be application/json"
+
+
+class HostNotAllowed(DomainError):
+    code = "host_not_allowed"
+    title = "The server does not answer for this host"
+
+
 class RateLimited(DomainError):
     """`retry_after` is in whole seconds, at least 1."""
 

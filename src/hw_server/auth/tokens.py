@@ -106,6 +106,8 @@ class TokenVerifier:
         session_id = claims.get("sid") or claims.get("jti")
         if not isinstance(sub, str) or not sub or not isinstance(session_id, str) or not session_id:
             raise Unauthenticated("missing_claim")
+        if "\x00" in f"{sub}{session_id}{claims.get(self._settings.username_claim)}":
+            raise Unauthenticated("malformed")
         username = claims.get(self._settings.username_claim)
         return Principal(
             sub=sub[:255],

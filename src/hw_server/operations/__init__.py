@@ -1,8 +1,8 @@
 """The heart: one declaration of an operation makes an HTTP route and a JSON-RPC method."""
 
-from hw_server.operations.audit import AuditRow, AuditTrail
+from hw_server.operations.audit import AuditRow, AuditTrail, Call, action_row
 from hw_server.operations.declaration import SIGNED_IN, AfterCommit, Feature, Operation, Operations, Provided, Read, Write
-from hw_server.operations.execution import Call, Executor
+from hw_server.operations.execution import Executor, authorize
 from hw_server.operations.pages import Cursor, Page, PageQuery, Totals
 from hw_server.operations.text import Id, Line, Text
 
@@ -26,4 +26,6 @@ __all__ = [
     "Text",
     "Totals",
     "Write",
+    "action_row",
+    "authorize",
 ]

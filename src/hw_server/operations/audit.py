@@ -1,9 +1,25 @@
 """What the platform asks of an audit trail. `hw_server.audit` keeps it in PostgreSQL."""
 
-from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple, Protocol
 
+from hw_server.auth import Principal
 from hw_server.db import Connection
+from hw_server.errors import DomainError
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, whatever brought it. `started` is `time.perf_counter()`; `refusal` says why there is no caller."""
+
+    source: str  # http | ws
+    request_id: str
+    client_ip: str | None
+    started: float
+    caller: Principal | None = None
+    refusal: DomainError | None = None
 
 
 class AuditRow(NamedTuple):
@@ -22,7 +38,34 @@ class AuditRow(NamedTuple):
     status: int | None
     duration_ms: float | None
     error: str | None
-    details: dict[str, Any] | None
+
+
+def action_row(
+    call: Call,
+    action: str,
+    resource: str | None = None,
+    *,
+    outcome: str = "success",
+    status: int | None = None,
+    error: str | None = None,
+) -> AuditRow:
+    """A row of something that `call` did, now."""
+    caller = call.caller
+    return AuditRow(
+        datetime.now(UTC),
+        caller.sub if caller else None,
+        caller.username if caller else None,
+        sorted(caller.roles) if caller else [],
+        action,
+        resource,
+        outcome,
+        call.source,
+        call.request_id,
+        call.client_ip,
+        status,
+        (time.perf_counter() - call.started) * 1000,
+        error,
+    )
 
 
 class AuditTrail(Protocol):

@@ -1,34 +1,18 @@
 """Runs an operation for either protocol: role, input, transaction, audit, answer."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
-from hw_server.auth import Principal
 from hw_server.db import Database
 from hw_server.errors import Conflict, DomainError, Forbidden, Timeout, Unauthenticated
-from hw_server.operations.audit import AuditRow, AuditTrail
+from hw_server.operations.audit import AuditRow, AuditTrail, Call, action_row
 from hw_server.operations.binder import Binder
 from hw_server.operations.declaration import SIGNED_IN, AfterCommit, Feature, Operation
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class Call:
-    """One call, whatever brought it. `started` is `time.perf_counter()`; `refusal` says why there is no caller."""
-
-    source: str  # http | ws
-    request_id: str
-    client_ip: str | None
-    started: float
-    caller: Principal | None = None
-    refusal: DomainError | None = None
 
 
 class BoundOperation:
@@ -144,22 +128,13 @@ class Executor:
         status: int | None = None,
         error: str | None = None,
     ) -> AuditRow:
-        caller = call.caller
-        return AuditRow(
-            datetime.now(UTC),
-            caller.sub if caller else None,
-            caller.username if caller else None,
-            sorted(caller.roles) if caller else [],
+        return action_row(
+            call,
             operation.name,
             _resource(operation, arguments, value),
-            outcome,
-            call.source,
-            call.request_id,
-            call.client_ip,
-            operation.status if status is None else status,
-            (time.perf_counter() - call.started) * 1000,
-            error,
-            None,
+            outcome=outcome,
+            status=operation.status if status is None else status,
+            error=error,
         )
 
 

@@ -1,14 +1,15 @@
 """Pages of a list: by number with a cached total, or by keyset cursor."""
 
 import base64
-import binascii
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from functools import cache
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import from_json, to_json
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic_core import to_json
 
 from hw_server.errors import InvalidInput, Unavailable
+from hw_server.operations.text import Text
 from hw_server.redis import Keys, RedisClient
 
 T = TypeVar("T")
@@ -51,22 +52,22 @@ class Cursor:
         return base64.urlsafe_b64encode(to_json(values)).rstrip(b"=").decode()
 
     @staticmethod
-    def decode(cursor: str, *types: type) -> list[Any]:
+    def decode(cursor: str, *types: Any) -> tuple[Any, ...]:
         """The values, each of the given type; raises `InvalidInput` for anything this server did not make."""
         try:
             data = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-            values = from_json(data)
-        except (ValueError, binascii.Error):
-            values = None
-        if (
-            not isinstance(values, list)
-            or len(values) != len(types)
-            or not all(type(value) is kind for value, kind in zip(values, types, strict=True))
-            or any(isinstance(value, str) and "\x00" in value for value in values)
-            or any(isinstance(value, int) and abs(value) >= 2**63 for value in values)
-        ):
-            raise InvalidInput([{"field": "cursor", "message": "is not a cursor of this list", "type": "cursor"}])
-        return values
+            return _cursor_type(types).validate_json(data)
+        except ValueError:
+            raise InvalidInput(
+                [{"field": "cursor", "message": "is not a cursor of this list", "type": "cursor"}]
+            ) from None
+
+
+@cache
+def _cursor_type(types: tuple[Any, ...]) -> TypeAdapter[tuple[Any, ...]]:
+    """Text and numbers that PostgreSQL can hold."""
+    held = tuple({str: Text, int: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]}.get(kind, kind) for kind in types)
+    return TypeAdapter(tuple[held])  # type: ignore[valid-type]
 
 
 class Totals:

@@ -1,0 +1,215 @@
+"""The composition root: every part is constructed here, in order, and handed to those that need it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from hw_server import __version__
+from hw_server.audit.partitions import Partitions
+from hw_server.audit.trail import Trail
+from hw_server.auth.identification import Identification
+from hw_server.auth.jwks import SigningKeys
+from hw_server.auth.sessions import Revocations, SessionStore
+from hw_server.auth.tokens import TokenVerifier
+from hw_server.db import Database
+from hw_server.errors import DomainError, InvalidInput, Malformed, MethodNotAllowed, NotFound
+from hw_server.features import FEATURES
+from hw_server.health import Health
+from hw_server.health import router as health_router
+from hw_server.http.docs import add_documents, sign_in_scheme
+from hw_server.http.middleware import CALL, Guard, Identify, Observe
+from hw_server.http.problems import response_of, status_of
+from hw_server.http.routes import add_operations
+from hw_server.observability.metrics import Metrics
+from hw_server.operations import AuditTrail, Executor, Feature, Totals
+from hw_server.ratelimit import RateLimiter, SocketCap
+from hw_server.redis import Keys, RedisClient
+from hw_server.runtime.supervisor import Supervisor
+from hw_server.settings import Settings
+from hw_server.ws.dispatcher import Dispatcher
+from hw_server.ws.endpoint import Endpoint
+from hw_server.ws.hub import Hub
+from hw_server.ws.openrpc import describe
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What a server runs: the ASGI application, and how to end it. `fail` is set by the server: it stops the process."""
+
+    asgi: ASGIApp
+    api: FastAPI
+    lifecycle: "Lifecycle"
+
+
+class Lifecycle:
+    """Start and shutdown, in order. Shutdown: readiness off, sockets told and closed, requests finished (the server does
+    that), services drained, pools closed; each step within its deadline."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        cache: RedisClient,
+        auth: RedisClient,
+        keys: SigningKeys,
+        health: Health,
+        hub: Hub,
+        supervisor: Supervisor,
+    ) -> None:
+        self._settings = settings.http
+        self._db = db
+        self._cache = cache
+        self._auth = auth
+        self._keys = keys
+        self._health = health
+        self._hub = hub
+        self._supervisor = supervisor
+
+    async def start(self) -> None:
+        await self._db.start()
+        self._supervisor.start()
+        log.info("started", version=__version__)
+
+    async def drain(self) -> None:
+        """While connections are still accepted: load balancers see 503 and go elsewhere."""
+        log.info("draining", sockets=len(self._hub.connections))
+        self._health.draining = True
+        await asyncio.sleep(self._settings.drain_delay)
+        await self._hub.close_all(patience=self._settings.shutdown_timeout / 3)
+
+    async def stop(self) -> None:
+        """After the last request was answered."""
+        await self._supervisor.stop(timeout=self._settings.shutdown_timeout / 3)
+        await self._db.stop()
+        await self._cache.close()
+        await self._auth.close()
+        await self._keys.close()
+        log.info("stopped")
+
+
+def create_app(settings: Settings, on_failure: Any = lambda: None, features: Iterable[Feature] = FEATURES) -> Application:
+    """`on_failure` is called when a background service ends unexpectedly."""
+    features = tuple(features)
+    metrics = Metrics()
+    names = Keys(settings.redis.key_prefix)
+    db = Database(settings.database, metrics)
+    cache = RedisClient(settings.redis, settings.redis.cache_db, metrics)
+    auth = RedisClient(settings.redis, settings.redis.auth_db, metrics)
+    signing_keys = SigningKeys(settings.oidc)
+    verifier = TokenVerifier(settings.oidc, signing_keys, metrics)
+    revocations = Revocations(settings.oidc, auth, names)
+    sessions = SessionStore(auth, names, revocations)
+    identification = Identification(verifier, revocations, sessions)
+    limiter = RateLimiter(settings.ratelimit, cache, names, metrics)
+    cap = SocketCap(settings.ratelimit, cache, names, metrics)
+    totals = Totals(cache, names)
+    trail = Trail(settings.audit, db, metrics)
+    partitions = Partitions(settings.audit.retention_months, db)
+    health = Health(db, cache, auth, signing_keys, metrics)
+    hub = Hub(settings.ws, cap, metrics)
+    revocations.listeners.append(hub.on_revoked)
+    provided: dict[Any, Any] = {
+        Settings: settings,
+        Metrics: metrics,
+        Database: db,
+        TokenVerifier: verifier,
+        SessionStore: sessions,
+        Totals: totals,
+        AuditTrail: trail,
+        Health: health,
+    }
+    executor = Executor(
+        features, provided, db, trail, settings.http.request_timeout, settings.audit.record_reads, status_of
+    )
+    document = describe(executor, settings.http.public_url)
+    dispatcher = Dispatcher(settings, executor, identification, limiter, cap, trail, metrics, lambda: document)
+    # Stopped in reverse order: the audit trail last, after everything that writes to it.
+    supervisor = Supervisor([trail, partitions, revocations, sessions, health, hub], on_failure)
+    lifecycle = Lifecycle(settings, db, cache, auth, signing_keys, health, hub, supervisor)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await lifecycle.start()
+        yield
+        await lifecycle.stop()
+
+    api = FastAPI(title="hw-server", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    api.state.provided = provided
+    # Before the operations, so that a feature's `/things/export` is not taken for `/things/{id}`.
+    for feature in features:
+        if feature.router is not None:
+            api.include_router(feature.router, prefix="/api")
+    add_operations(api.router, executor, sign_in_scheme(settings.oidc))
+    api.include_router(health_router)
+    add_documents(api, settings.oidc)
+
+    @api.get("/openrpc.json", include_in_schema=False)
+    async def openrpc() -> JSONResponse:
+        return JSONResponse(document)
+
+    for kind, translate in ((DomainError, _as_is), (RequestValidationError, _invalid), (HTTPException, _http)):
+        api.add_exception_handler(kind, _handler(translate))
+    # Outermost last: Starlette puts each in front of those before.
+    api.add_middleware(Identify, identification=identification, limiter=limiter)
+    if settings.http.cors_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.http.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "RateLimit", "RateLimit-Policy", "Retry-After"],
+        )
+    api.add_middleware(Guard, settings=settings.http)
+    api.add_middleware(Observe, settings=settings.http, metrics=metrics, log_requests=settings.log.requests)
+    return Application(_by_protocol(api, Endpoint(settings, hub, dispatcher)), api, lifecycle)
+
+
+def _by_protocol(api: FastAPI, sockets: Endpoint) -> ASGIApp:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await (sockets if scope["type"] == "websocket" else api)(scope, receive, send)
+
+    return application
+
+
+def _handler(translate: Any) -> Any:
+    async def handle(request: Request, error: Exception) -> Response:
+        return response_of(translate(error), request.scope[CALL].request_id)
+
+    return handle
+
+
+def _as_is(error: DomainError) -> DomainError:
+    return error
+
+
+def _invalid(error: RequestValidationError) -> DomainError:
+    problems = error.errors()
+    if any(item["type"] == "json_invalid" for item in problems):
+        return Malformed("not valid JSON")
+    return InvalidInput(
+        [{"field": ".".join(map(str, item["loc"][1:])), "message": item["msg"], "type": item["type"]} for item in problems]
+    )
+
+
+def _http(error: HTTPException) -> DomainError:
+    """What Starlette itself refuses."""
+    match error.status_code:
+        case 404:
+            return NotFound("there is no such route")
+        case 405:
+            return MethodNotAllowed(allow=(error.headers or {}).get("Allow", ""))
+        case status if 400 <= status < 500:
+            return Malformed(str(error.detail))
+    return DomainError()

@@ -1,0 +1,47 @@
+from datetime import datetime
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from hw_server.operations import Text
+
+AUDIT_READ = "audit:read"
+Outcome = Literal["success", "denied", "failure"]
+
+
+class AuditEntry(BaseModel):
+    """One row of `user_actions`."""
+
+    id: int
+    occurred_at: datetime
+    user_id: str | None
+    username: str | None
+    roles: list[str]
+    action: str = Field(description="Name of the operation, or `session.authenticate` and the like.")
+    resource: str | None
+    outcome: Outcome
+    source: Literal["http", "ws", "system"]
+    request_id: str
+    client_ip: str | None
+    status: int | None = Field(description="HTTP status, or the one that the RPC error stands for.")
+    duration_ms: float | None
+    error: str | None = Field(description="Code of the error.")
+
+
+class AuditFilter(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    user: Text | None = Field(None, max_length=255, description="`sub` or user name.")
+    action: Text | None = Field(None, max_length=100)
+    resource: Text | None = Field(None, max_length=255, description="The resource itself or what is below it.")
+    outcome: Outcome | None = None
+    request_id: Text | None = Field(None, max_length=64)
+    since: AwareDatetime | None = Field(None, description="First moment, with its time zone.")
+    until: AwareDatetime | None = Field(None, description="Moment after the last.")
+
+
+class AuditQuery(AuditFilter):
+    per_page: int = Field(50, ge=1, le=500)
+    cursor: str | None = Field(None, max_length=1000)
+
+

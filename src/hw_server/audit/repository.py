@@ -1,0 +1,54 @@
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from hw_server.audit.models import AuditEntry, AuditFilter
+from hw_server.db import Connection
+
+COLUMNS = """id, occurred_at, user_id, username, roles, action, resource, outcome, source, request_id, client_ip,
+             status, duration_ms, error"""
+ENTRIES = TypeAdapter(list[AuditEntry])
+
+
+def conditions(filters: AuditFilter) -> tuple[str, list[Any]]:
+    """A WHERE clause and its arguments."""
+    clauses, args = ["true"], []
+    for value, clause in (
+        (filters.user, "(user_id = {0} OR username = {0})"),
+        (filters.action, "action = {0}"),
+        (filters.resource, "(resource = {0} OR starts_with(resource, {0} || '/'))"),
+        (filters.outcome, "outcome = {0}"),
+        (filters.request_id, "request_id = {0}"),
+        (filters.since, "occurred_at >= {0}"),
+        (filters.until, "occurred_at < {0}"),
+    ):
+        if value is not None:
+            args.append(value)
+            clauses.append(clause.format(f"${len(args)}"))
+    return " AND ".join(clauses), args
+
+
+async def page(db: Connection, filters: AuditFilter, before: tuple[datetime, int] | None, limit: int) -> list[AuditEntry]:
+    """Newest first, from below the position `before`."""
+    where, args = conditions(filters)
+    if before is not None:
+        args += before
+        where += f" AND (occurred_at, id) < (${len(args) - 1}, ${len(args)})"
+    order = f"ORDER BY occurred_at DESC, id DESC LIMIT {int(limit)}"
+    rows = await db.fetch(f"SELECT {COLUMNS} FROM user_actions WHERE {where} {order}", *args)  # noqa: S608
+    return ENTRIES.validate_python([dict(row) for row in rows])
+
+
+async def by_id(db: Connection, entry_id: int) -> AuditEntry | None:
+    row = await db.fetchrow(f"SELECT {COLUMNS} FROM user_actions WHERE id = $1", entry_id)  # noqa: S608
+    return None if row is None else AuditEntry.model_validate(dict(row))
+
+
+async def stream(db: Connection, filters: AuditFilter) -> AsyncIterator[AuditEntry]:
+    """All matching rows, oldest first, through a server-side cursor; needs a transaction."""
+    where, args = conditions(filters)
+    query = f"SELECT {COLUMNS} FROM user_actions WHERE {where} ORDER BY occurred_at, id"  # noqa: S608
+    async for row in db.cursor(query, *args, prefetch=500):
+        yield AuditEntry.model_validate(dict(row))

@@ -1,0 +1,100 @@
+"""Audit rows on disk while PostgreSQL is out of reach: segments of JSON lines, owned by one process until it ends,
+then taken over by whichever process finds them first (a lock on the file)."""
+
+import fcntl
+import os
+import secrets
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from pydantic import TypeAdapter
+
+from hw_server.observability.metrics import Metrics
+from hw_server.operations import AuditRow
+
+ROW: TypeAdapter[AuditRow] = TypeAdapter(AuditRow)
+SEGMENT_BYTES = 1_048_576
+
+
+class Segment:
+    """A closed or open file that this process has locked."""
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self.path = path
+        self.file = file
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def rows(self) -> list[AuditRow]:
+        """The whole lines of it; a last line that a crash cut off is left out."""
+        self.file.seek(0)
+        return [ROW.validate_json(line) for line in self.file.read().split(b"\n")[:-1]]
+
+
+class Spill:
+    def __init__(self, folder: Path, max_bytes: int, metrics: Metrics) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._bytes = metrics.audit_spill_bytes
+        self._open: Segment | None = None
+
+    def append(self, rows: list[AuditRow]) -> bool:
+        """Writes rows durably; False where there is no room or the disk refuses."""
+        data = b"".join(ROW.dump_json(row) + b"\n" for row in rows)
+        try:
+            if self.size() + len(data) > self._max_bytes:
+                return False
+            segment = self._open or self._create()
+            segment.file.seek(0, os.SEEK_END)
+            segment.file.write(data)
+            segment.file.flush()
+            os.fsync(segment.file.fileno())
+        except OSError:
+            return False
+        self._open = segment if segment.file.tell() < SEGMENT_BYTES else None
+        self._bytes.set(self.size())
+        return True
+
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self._segments())
+
+    def oldest(self) -> Segment | None:
+        """The oldest segment that no other process holds."""
+        for path in self._segments():
+            if self._open is not None and path == self._open.path:
+                segment, self._open = self._open, None
+                return segment
+            with suppress(OSError):
+                file = path.open("r+b")
+                if _locked(file) and path.exists():
+                    return Segment(path, file)
+                file.close()
+        return None
+
+    def remove(self, segment: Segment) -> None:
+        segment.path.unlink(missing_ok=True)
+        segment.file.close()
+        self._bytes.set(self.size())
+
+    def _segments(self) -> list[Path]:
+        return sorted(self._folder.glob("*.ndjson")) if self._folder.is_dir() else []
+
+    def _create(self) -> Segment:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"{datetime.now().astimezone():%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}.ndjson"
+        path = self._folder / name
+        file = path.open("x+b")
+        _locked(file)
+        return Segment(path, file)
+
+
+def _locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,44 @@
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from hw_server.operations import Line, PageQuery, Text
+
+AUTHORS_READ, AUTHORS_WRITE = "authors:read", "authors:write"
+Name = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Bio = Annotated[Text, StringConstraints(max_length=5000)]
+
+
+class Author(BaseModel):
+    id: int
+    name: str
+    bio: str
+    born: date | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class AuthorCreate(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name = Field(description="Unique.")
+    bio: Bio = ""
+    born: date | None = None
+
+
+class AuthorPatch(BaseModel):
+    """What is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name = Field(default="")
+    bio: Bio = ""
+    born: date | None = None
+
+
+class AuthorQuery(PageQuery):
+    name: Text | None = Field(None, max_length=200, description="Part of the name, in any case.")
+    born_from: date | None = None
+    born_to: date | None = None
+    sort: Literal["id", "-id", "name", "-name"] = Field("id", description="`-` sorts downwards.")

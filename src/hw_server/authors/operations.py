@@ -1,0 +1,64 @@
+from hw_server.authors import repository
+from hw_server.authors.models import AUTHORS_READ, AUTHORS_WRITE, Author, AuthorCreate, AuthorPatch, AuthorQuery
+from hw_server.errors import NotFound
+from hw_server.operations import AfterCommit, Cursor, Id, Operations, Page, Provided, Read, Totals, Write
+
+operations = Operations("/authors")
+TOTAL = "authors"
+
+
+@operations.get("authors.list", role=AUTHORS_READ)
+async def list_authors(db: Read, query: AuthorQuery, totals: Provided[Totals]) -> Page[Author]:
+    """List authors."""
+    column = query.sort.removeprefix("-")
+    after = Cursor.decode(query.cursor, str if column == "name" else int) if query.cursor else None
+    rows = await repository.page(db, query, after)
+    items, more = rows[: query.per_page], len(rows) > query.per_page
+    page: Page[Author] = Page(items=items, per_page=query.per_page)
+    if more:
+        page.next_cursor = Cursor.encode(getattr(items[-1], column))
+    if query.page is not None:
+        page.page = query.page
+        page.total = await totals.get(TOTAL, query, lambda: repository.count(db, query))
+    return page
+
+
+@operations.post("authors.create", role=AUTHORS_WRITE)
+async def create_author(db: Write, body: AuthorCreate, totals: Provided[Totals], after: AfterCommit) -> Author:
+    """Create an author."""
+    after.append(totals.drop(TOTAL))
+    return await repository.insert(db, body)
+
+
+@operations.get("authors.get", "/{id}", role=AUTHORS_READ)
+async def get_author(db: Read, id: Id) -> Author:  # noqa: A002
+    """Get an author."""
+    return _found(await repository.by_id(db, id), id)
+
+
+@operations.put("authors.replace", "/{id}", role=AUTHORS_WRITE)
+async def replace_author(db: Write, id: Id, body: AuthorCreate, totals: Provided[Totals], after: AfterCommit) -> Author:  # noqa: A002
+    """Replace an author."""
+    after.append(totals.drop(TOTAL))
+    return _found(await repository.update(db, id, body), id)
+
+
+@operations.patch("authors.update", "/{id}", role=AUTHORS_WRITE)
+async def update_author(db: Write, id: Id, body: AuthorPatch, totals: Provided[Totals], after: AfterCommit) -> Author:  # noqa: A002
+    """Change some fields of an author."""
+    after.append(totals.drop(TOTAL))
+    return _found(await repository.update(db, id, body), id)
+
+
+@operations.delete("authors.delete", "/{id}", role=AUTHORS_WRITE)
+async def delete_author(db: Write, id: Id, totals: Provided[Totals], after: AfterCommit) -> None:  # noqa: A002
+    """Delete an author."""
+    after.append(totals.drop(TOTAL))
+    if not await repository.delete(db, id):
+        raise NotFound(f"there is no author {id}")
+
+
+def _found(author: Author | None, author_id: int) -> Author:
+    if author is None:
+        raise NotFound(f"there is no author {author_id}")
+    return author

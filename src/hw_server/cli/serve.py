@@ -1,0 +1,69 @@
+"""`hw serve`: the application alone, as a container runs it."""
+
+import asyncio
+import time
+from typing import Annotated
+
+import typer
+
+from hw_server.settings import Settings, SettingsError, load
+
+MIGRATION_PATIENCE = 60.0  # seconds to wait for PostgreSQL at start
+
+
+def settings_or_exit() -> Settings:
+    """Settings from the environment; prints what is wrong with them and exits with 2."""
+    try:
+        return load()
+    except SettingsError as error:
+        for problem in error.problems:
+            typer.echo(problem, err=True)
+        raise typer.Exit(2) from None
+
+
+def serve(
+    workers: Annotated[int | None, typer.Option(help="Worker processes; default: http.workers.", min=1, max=256)] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: http.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default: http.port.", min=1, max=65535)] = None,
+) -> None:
+    """Run the application until SIGTERM; settings come from HW_* variables (see `hw config show`)."""
+    from hw_server.observability import logging
+    from hw_server.server import Workers, listen, run_worker
+
+    settings = settings_or_exit()
+    chosen = {name: value for name, value in (("workers", workers), ("host", host), ("port", port)) if value is not None}
+    settings = settings.model_copy(update={"http": settings.http.model_copy(update=chosen)})
+    logging.configure(settings.log)
+    try:
+        bound = listen(settings.http.host, settings.http.port)
+    except OSError as error:
+        typer.echo(f"cannot listen on {settings.http.host}:{settings.http.port}: {error.strerror}; "
+                   "stop what uses the port or set --port", err=True)
+        raise typer.Exit(1) from None
+    if settings.database.migrate_on_start:
+        _migrate(settings)
+    raise typer.Exit(Workers(settings, bound).run() if settings.http.workers > 1 else run_worker(settings, bound))
+
+
+def _migrate(settings: Settings) -> None:
+    """Applies migrations once PostgreSQL answers."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from hw_server.db import migrations
+
+    deadline = time.monotonic() + MIGRATION_PATIENCE
+    while True:
+        try:
+            asyncio.run(migrations.upgrade(settings.database))
+        except (OSError, SQLAlchemyError, TimeoutError) as error:
+            if time.monotonic() > deadline or isinstance(error, SQLAlchemyError) and not _unreachable(error):
+                typer.echo(f"migrations failed: {str(error).splitlines()[0]}", err=True)
+                raise typer.Exit(1) from None
+            time.sleep(1)
+        else:
+            return
+
+
+def _unreachable(error: Exception) -> bool:
+    text = str(error)
+    return any(word in text for word in ("CannotConnectNow", "ConnectionDoesNotExist", "Connect call failed", "starting up"))

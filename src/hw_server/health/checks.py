@@ -1,0 +1,85 @@
+import asyncio
+import time
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from hw_server.auth.jwks import SigningKeys
+from hw_server.db import Database
+from hw_server.errors import DomainError
+from hw_server.observability.metrics import Metrics
+from hw_server.redis import RedisClient
+
+INTERVAL = 5.0  # seconds between two checks of the background service
+FRESH = 1.0  # seconds an answer is given again
+TIMEOUT = 2.0  # seconds for one component
+
+
+class Component(BaseModel):
+    status: Literal["ok", "down"]
+    latency_ms: float
+    error: str | None = Field(None, exclude_if=lambda value: value is None)
+
+
+class Report(BaseModel):
+    status: Literal["ok", "degraded", "down", "draining"]
+    components: dict[str, Component]
+
+
+class Health:
+    """A supervised service: keeps the gauges true also when nobody asks."""
+
+    name = "health"
+
+    def __init__(self, db: Database, cache: RedisClient, auth: RedisClient, keys: SigningKeys, metrics: Metrics) -> None:
+        self._checks: dict[str, Any] = {
+            "postgresql": db.ping,
+            "redis_cache": cache.ping,
+            "redis_auth": auth.ping,
+            "identity": keys.check,
+        }
+        self._db_up, self._redis_up = metrics.db_up, metrics.redis_up
+        self._report: Report | None = None
+        self._checked = 0.0
+        self._lock = asyncio.Lock()
+        self.draining = False
+
+    async def report(self) -> Report:
+        async with self._lock:
+            if self._report is None or time.monotonic() - self._checked > FRESH:
+                self._report = await self._check()
+                self._checked = time.monotonic()
+        if self.draining:
+            return self._report.model_copy(update={"status": "draining"})
+        return self._report
+
+    async def run(self) -> None:
+        while True:
+            await self.report()
+            await asyncio.sleep(INTERVAL)
+
+    async def drain(self) -> None:
+        return None
+
+    async def _check(self) -> Report:
+        found = await asyncio.gather(*(self._ask(check) for check in self._checks.values()))
+        components = dict(zip(self._checks, found, strict=True))
+        self._db_up.set(components["postgresql"].status == "ok")
+        self._redis_up.set(components["redis_cache"].status == components["redis_auth"].status == "ok")
+        if components["postgresql"].status == "down":
+            status: Literal["ok", "degraded", "down"] = "down"
+        else:
+            status = "ok" if all(item.status == "ok" for item in found) else "degraded"
+        return Report(status=status, components=components)
+
+    @staticmethod
+    async def _ask(check: Any) -> Component:
+        started, error = time.perf_counter(), None
+        try:
+            await asyncio.wait_for(check(), TIMEOUT)
+        except DomainError as problem:
+            error = problem.detail or problem.title
+        except TimeoutError:
+            error = f"no answer in {TIMEOUT:g} s"
+        latency = round((time.perf_counter() - started) * 1000, 2)
+        return Component(status="down" if error else "ok", latency_ms=latency, error=error)

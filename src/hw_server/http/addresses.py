@@ -1,0 +1,46 @@
+"""Who is on the other end: the peer, or what trusted proxies say of it."""
+
+from ipaddress import IPv4Network, IPv6Network, ip_address
+
+from starlette.types import Scope
+
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
+
+
+def client_address(scope: Scope, trusted: Networks) -> str | None:
+    """The nearest address that is not a trusted proxy; `X-Forwarded-For` from anybody else is not looked at."""
+    peer = scope["client"][0] if scope.get("client") else None
+    if not trusted or peer is None or not _within(peer, trusted):
+        return peer
+    forwarded = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for")
+    for part in reversed(forwarded.decode("latin-1").split(",")):
+        address = part.strip()
+        if not _is_address(address):
+            return peer
+        if not _within(address, trusted):
+            return address
+        peer = address
+    return peer
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _within(address: str, networks: Networks) -> bool:
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed.version == network.version and parsed in network for network in networks)

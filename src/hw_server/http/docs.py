@@ -1,0 +1,55 @@
+"""API documents at `/docs` with sign-in by PKCE; every asset is served from here."""
+
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
+from fastapi.responses import HTMLResponse
+from fastapi.security import OpenIdConnect
+from starlette.staticfiles import StaticFiles
+
+from hw_server.settings import Oidc
+
+REDIRECT = "/docs/oauth2-redirect"
+
+
+def sign_in_scheme(settings: Oidc) -> OpenIdConnect:
+    return OpenIdConnect(
+        openIdConnectUrl=f"{settings.issuer}/.well-known/openid-configuration",
+        scheme_name="sign-in",
+        description="Sign in at the identity provider (authorization code with PKCE).",
+        auto_error=False,
+    )
+
+
+def add_documents(app: FastAPI, settings: Oidc) -> None:
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
+    policy = (
+        "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
+        f"connect-src 'self' {_origin(settings.issuer)}; frame-ancestors 'none'"
+    )
+    # The sign-in window hands its code back to the page that opened it.
+    headers = {"Content-Security-Policy": policy, "Cross-Origin-Opener-Policy": "unsafe-none"}
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        page = get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="hw-server API",
+            oauth2_redirect_url=REDIRECT,
+            init_oauth={"clientId": settings.client_id, "usePkceWithAuthorizationCodeGrant": True, "scopes": "openid"},
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="/docs/assets/favicon.png",
+            swagger_ui_parameters={"persistAuthorization": False, "tryItOutEnabled": True},
+        )
+        return HTMLResponse(page.body, headers=headers)
+
+    @app.get(REDIRECT, include_in_schema=False)
+    async def redirect() -> HTMLResponse:
+        return HTMLResponse(get_swagger_ui_oauth2_redirect_html().body, headers=headers)
+
+
+def _origin(address: str) -> str:
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"
+
+

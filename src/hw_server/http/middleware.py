@@ -1,0 +1,190 @@
+"""Plain ASGI middleware, outermost first: `Observe`, `Guard`, CORS, `Identify`, then the routes. What measures and adds
+headers stands outside what can refuse."""
+
+import re
+import secrets
+import time
+from typing import Any
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hw_server.auth.identification import Identification
+from hw_server.errors import DomainError, HostNotAllowed, PayloadTooLarge
+from hw_server.http.addresses import client_address, header
+from hw_server.http.problems import response_of
+from hw_server.observability.metrics import Metrics
+from hw_server.operations import Call
+from hw_server.ratelimit import RateLimiter
+from hw_server.settings import Http
+
+log = structlog.get_logger("http")
+
+CALL = "hw.call"  # the scope's key of this request's Call
+HEADERS = "hw.headers"  # the scope's key of headers for the answer, whoever gives it
+UNLIMITED = ("/health", "/metrics")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# A route may answer with its own value of any of these.
+DEFAULT_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+]
+
+
+def request_id_of(scope: Scope) -> str:
+    """The caller's `X-Request-ID` where it is usable, else a new one."""
+    given = header(scope, b"x-request-id")
+    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+class Observe:
+    """Request id, security headers, metrics, the request's log line, and an answer for every exception."""
+
+    def __init__(self, app: ASGIApp, settings: Http, metrics: Metrics, log_requests: bool) -> None:
+        self.app = app
+        self._trusted = settings.trusted_proxies
+        self._log_requests = log_requests
+        self._in_progress = metrics.http_in_progress
+        self._requests = metrics.http_requests
+        self._durations = metrics.http_duration
+        self._series: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        call = Call("http", request_id_of(scope), client_address(scope, self._trusted), started)
+        scope[CALL] = call
+        status = 0
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message["headers"] = list(message.get("headers", ()))
+                own = {name for name, _ in headers}
+                headers += [item for item in DEFAULT_HEADERS if item[0] not in own]
+                headers.append((b"x-request-id", call.request_id.encode()))
+                headers += scope.get(HEADERS, ())
+            await send(message)
+
+        self._in_progress.inc()
+        try:
+            await self.app(scope, receive, observed)
+        except DomainError as error:
+            await response_of(error, call.request_id)(scope, receive, observed)
+        except Exception:
+            log.exception("request_failed", request_id=call.request_id)
+            if status == 0:
+                await response_of(DomainError(), call.request_id)(scope, receive, observed)
+            else:
+                raise
+        finally:
+            self._in_progress.dec()
+            self._account(scope, call, status)
+
+    def _account(self, scope: Scope, call: Call, status: int) -> None:
+        route = getattr(scope.get("route"), "path", None) or "unmatched"
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        # 499: the client went away before the answer began.
+        status = status or 499
+        key = (method, route, status)
+        series = self._series.get(key)
+        if series is None:
+            series = (self._requests.labels(method, route, str(status)), self._durations.labels(method, route))
+            self._series[key] = series
+        elapsed = time.perf_counter() - call.started
+        series[0].inc()
+        series[1].observe(elapsed)
+        if self._log_requests:
+            log.info(
+                "request",
+                request_id=call.request_id,
+                method=method,
+                route=route,
+                status=status,
+                duration_ms=round(elapsed * 1000, 2),
+                user_id=call.caller.sub if call.caller else None,
+                client_ip=call.client_ip,
+            )
+
+
+class Guard:
+    """Refuses hosts that are not ours and bodies over the limit, announced or streamed."""
+
+    def __init__(self, app: ASGIApp, settings: Http) -> None:
+        self.app = app
+        self._limit = settings.max_body_bytes
+        self._exact = frozenset(host.lower() for host in settings.allowed_hosts if not host.startswith("*"))
+        self._suffixes = tuple(host[1:].lower() for host in settings.allowed_hosts if host.startswith("*."))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self._exact or self._suffixes:
+            self._check_host(scope)
+        if scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
+            await self.app(scope, receive, send)
+            return
+        length = header(scope, b"content-length")
+        if length is not None and (not length.isdigit() or int(length) > self._limit):
+            raise PayloadTooLarge(f"at most {self._limit} bytes")
+        seen = 0
+
+        async def limited() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self._limit:
+                    raise PayloadTooLarge(f"at most {self._limit} bytes")
+            return message
+
+        await self.app(scope, limited, send)
+
+    def _check_host(self, scope: Scope) -> None:
+        host = (header(scope, b"host") or b"").decode("latin-1").lower()
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        health = scope["path"] in ("/health", "/health/live", "/metrics")  # asked by address from inside
+        if not health and name not in self._exact and not name.endswith(self._suffixes or ("\0",)):
+            raise HostNotAllowed
+
+
+class Identify:
+    """Finds the caller and counts the request against its limit; whether a caller is needed is the operation's say."""
+
+    def __init__(self, app: ASGIApp, identification: Identification, limiter: RateLimiter) -> None:
+        self.app = app
+        self._identification = identification
+        self._limiter = limiter
+        self._policy = f"{limiter.limit('http')};w=60".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(UNLIMITED):
+            await self.app(scope, receive, send)
+            return
+        call: Call = scope[CALL]
+        credentials = agent = None
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                credentials = value
+            elif name == b"user-agent":
+                agent = value
+        try:
+            call.caller = await self._identification.by_header(credentials, call.client_ip, agent)
+        except DomainError as refusal:
+            call.refusal = refusal
+        who = f"user:{call.caller.sub}" if call.caller else f"address:{call.client_ip}"
+        decision = await self._limiter.check("http", who)
+        scope[HEADERS] = (
+            (b"ratelimit", b"limit=%d, remaining=%d, reset=%d" % decision[1:]),
+            (b"ratelimit-policy", self._policy),
+        )
+        await self.app(scope, receive, send)

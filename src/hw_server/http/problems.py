@@ -1,0 +1,89 @@
+"""Domain errors as `application/problem+json` (RFC 9457): one table, one function."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from hw_server.errors import DomainError, RateLimited, Unauthenticated
+
+STATUS: dict[str, int] = {
+    "malformed_request": 400,
+    "host_not_allowed": 400,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "conflict": 409,
+    "payload_too_large": 413,
+    "unsupported_media_type": 415,
+    "validation_error": 422,
+    "rate_limited": 429,
+    "internal_error": 500,
+    "unavailable": 503,
+    "timeout": 504,
+}
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldProblem(BaseModel):
+    field: str
+    message: str
+    type: str
+
+
+class Problem(BaseModel):
+    """An error as every route answers it."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {
+        "type": "about:blank", "title": "There is no such thing", "status": 404, "code": "not_found",
+        "request_id": "5f0c6f3f6e9a4b0f",
+    }})
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str = Field(description="Stable, for programs.")
+    detail: str | None = None
+    request_id: str
+    errors: list[FieldProblem] | None = Field(None, description="With `validation_error`: what is wrong, by field.")
+    retry_after: int | None = Field(None, description="With `rate_limited`: seconds.")
+
+
+def status_of(error: DomainError) -> int:
+    return STATUS.get(error.code, 500)
+
+
+def body_of(error: DomainError, request_id: str) -> bytes:
+    document: dict[str, Any] = {
+        "type": "about:blank",
+        "title": error.title,
+        "status": status_of(error),
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.detail:
+        document["detail"] = error.detail
+    document.update(error.extra)
+    return to_json(document)
+
+
+def response_of(error: DomainError, request_id: str) -> Response:
+    headers = {}
+    if isinstance(error, RateLimited):
+        headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = (
+            'Bearer realm="hw"'
+            if error.reason == "missing"
+            else f'Bearer realm="hw", error="invalid_token", error_description="{error.reason}"'
+        )
+    if error.code == "unavailable":
+        headers["Retry-After"] = "1"
+    return Response(body_of(error, request_id), status_of(error), headers, MEDIA_TYPE)
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses for these problems."""
+    return {status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in sorted(statuses)}

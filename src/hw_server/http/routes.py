@@ -1,0 +1,109 @@
+"""FastAPI routes made from operations. OpenAPI comes from the declared signature; a request goes straight to the
+executor, without FastAPI's dependency solving."""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import Body, Path, Query, Request, Security
+from fastapi.responses import Response
+from fastapi.routing import APIRoute, APIRouter
+from fastapi.security import OpenIdConnect
+
+from hw_server.errors import Malformed, UnsupportedMediaType
+from hw_server.http.middleware import CALL
+from hw_server.http.problems import problems
+from hw_server.operations import Call, Executor
+from hw_server.operations.binder import BODY, QUERY, Binder
+from hw_server.operations.declaration import Operation
+from hw_server.operations.execution import BoundOperation
+
+ALWAYS = (429, 500, 503, 504)
+
+
+def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect) -> None:
+    """Adds a route below `/api` for each operation."""
+    for bound in executor.operations.values():
+        _add(router, executor, bound, bound.operation, sign_in)
+
+
+def _add(
+    router: APIRouter, executor: Executor, bound: BoundOperation, operation: Operation, sign_in: OpenIdConnect
+) -> None:
+    possible: set[int] = {*ALWAYS, 422}
+    if not operation.public:
+        possible |= {401, 403}
+    if bound.binder.path_fields:
+        possible.add(404)
+    if bound.binder.writes:
+        possible.add(409)
+    if bound.binder.takes_body:
+        possible |= {400, 413, 415}
+
+    class OperationRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+            return _handler(executor, bound)
+
+    router.add_api_route(
+        f"/api{operation.path}",
+        _declared_endpoint(bound, sign_in),
+        methods=[operation.method],
+        response_model=None if operation.status == 204 else bound.binder.returns,
+        status_code=operation.status,
+        name=operation.name,
+        operation_id=operation.name,
+        tags=[operation.tag],
+        summary=operation.summary,
+        description=operation.description,
+        responses=problems(*possible),
+        route_class_override=OperationRoute,
+    )
+
+
+def _declared_endpoint(bound: BoundOperation, sign_in: OpenIdConnect) -> Callable[..., Any]:
+    """A function that FastAPI reads the signature of, and never calls."""
+
+    async def endpoint() -> None:
+        raise AssertionError("operations are run by the executor")
+
+    parameters = []
+    for name, kind in bound.binder.fields.items():
+        mark = Query() if name == QUERY else Body() if name == BODY else Path()
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, mark]))
+    if not bound.operation.public:
+        kind = Annotated[Any, Security(sign_in)]
+        parameters.append(inspect.Parameter("caller", inspect.Parameter.KEYWORD_ONLY, annotation=kind))
+    endpoint.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    endpoint.__name__ = bound.operation.name
+    return endpoint
+
+
+def _handler(executor: Executor, bound: BoundOperation) -> Callable[[Request], Awaitable[Response]]:
+    status = bound.operation.status
+    takes_body = bound.binder.takes_body
+
+    async def handle(request: Request) -> Response:
+        scope = request.scope
+        call: Call = scope[CALL]
+
+        async def raw(binder: Binder) -> dict[str, Any]:
+            body = await _json_body(request) if takes_body else b""
+            return binder.from_http(scope["path_params"], scope["query_string"], body)
+
+        answer = await executor.run(bound, call, raw)
+        if answer is None:
+            return Response(status_code=status)
+        return Response(answer, status, media_type="application/json")
+
+    return handle
+
+
+async def _json_body(request: Request) -> bytes:
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise UnsupportedMediaType
+    chunks = [chunk async for chunk in request.stream()]
+    if not chunks:
+        raise Malformed("the body is empty; a JSON object is expected")
+    return b"".join(chunks)
+

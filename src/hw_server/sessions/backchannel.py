@@ -1,0 +1,65 @@
+"""OpenID Connect Back-Channel Logout 1.0: the provider says, in a signed token, that a session has ended."""
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import Response
+
+from hw_server.auth.sessions import SessionStore
+from hw_server.auth.tokens import TokenVerifier
+from hw_server.errors import Malformed, Unauthenticated
+from hw_server.http.plain import call_of, provided
+from hw_server.http.problems import problems
+from hw_server.operations import AuditTrail, action_row
+from hw_server.settings import Settings
+
+router = APIRouter(tags=["sessions"])
+
+EVENT = "http://schemas.openid.net/event/backchannel-logout"
+LONGEST_AGE = 300  # seconds since `iat`
+
+
+@router.post("/auth/backchannel-logout", operation_id="sessions.backchannel_logout", responses=problems(400, 503))
+async def backchannel_logout(
+    request: Request,
+    logout_token: Annotated[str, Form()],
+    settings: Annotated[Settings, provided(Settings)],
+    verifier: Annotated[TokenVerifier, provided(TokenVerifier)],
+    sessions: Annotated[SessionStore, provided(SessionStore)],
+    trail: Annotated[AuditTrail, provided(AuditTrail)],
+) -> Response:
+    """End the sessions that a logout token of the provider names. 400 for anything but a good one."""
+    try:
+        header, claims = await verifier.claims(logout_token, settings.oidc.client_id, ["iat", "jti", "events"])
+    except Unauthenticated as error:
+        raise Malformed(f"the logout token is refused: {error.reason}") from None
+    sid, sub = _subject(header, claims, settings.oidc.leeway)
+    if not await sessions.first_use(claims["jti"], LONGEST_AGE * 2):
+        raise Malformed("the logout token was used before")
+    if sid is not None:
+        await sessions.revoke(sid)
+    else:
+        assert sub is not None
+        await sessions.revoke_user(sub)
+    trail.record(action_row(call_of(request), "sessions.backchannel_logout", f"sessions/{sid or sub}", status=200))
+    return Response(status_code=200, headers={"Cache-Control": "no-store"})
+
+
+def _subject(header: dict[str, Any], claims: dict[str, Any], leeway: float) -> tuple[str | None, str | None]:
+    """`sid` and `sub` of a token that the signature check has passed; raises `Malformed`."""
+    events, age = claims["events"], time.time() - claims["iat"]
+    sid, sub = claims.get("sid"), claims.get("sub")
+    if str(header.get("typ", "logout+jwt")).lower() not in ("logout+jwt", "jwt"):
+        raise Malformed("the logout token has the wrong type")
+    if not isinstance(events, dict) or not isinstance(events.get(EVENT), dict):
+        raise Malformed("the logout token does not tell of a logout")
+    if "nonce" in claims or not isinstance(claims["jti"], str):
+        raise Malformed("the logout token has a nonce or no usable jti")
+    if not -leeway <= age <= LONGEST_AGE:
+        raise Malformed("the logout token is too old")
+    if not all(value is None or (isinstance(value, str) and 0 < len(value) <= 255) for value in (sid, sub)):
+        raise Malformed("the logout token's sid or sub is not usable")
+    if sid is None and sub is None:
+        raise Malformed("the logout token names no session")
+    return sid, sub

@@ -1,0 +1,1 @@
+"""The WebSocket side: JSON-RPC 2.0 over text frames."""
