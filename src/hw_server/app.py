@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
-from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
+from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hw_server import __version__
@@ -22,16 +20,15 @@ from hw_server.auth.jwks import SigningKeys
 from hw_server.auth.sessions import Revocations, SessionStore
 from hw_server.auth.tokens import TokenVerifier
 from hw_server.db import Database
-from hw_server.errors import DomainError, InvalidInput, Malformed, MethodNotAllowed, NotFound
 from hw_server.features import FEATURES
 from hw_server.health import Health
 from hw_server.health import router as health_router
 from hw_server.http.docs import add_documents, sign_in_scheme
-from hw_server.http.middleware import CALL, Guard, Identify, Observe
-from hw_server.http.problems import response_of, status_of
+from hw_server.http.middleware import Guard, Identify, Observe, Problems, cors
+from hw_server.http.problems import status_of
 from hw_server.http.routes import add_operations
 from hw_server.observability.metrics import Metrics
-from hw_server.operations import AuditTrail, Executor, Feature, Totals
+from hw_server.operations import AuditTrail, Deadlines, Executor, Feature, Totals
 from hw_server.ratelimit import RateLimiter, SocketCap
 from hw_server.redis import Keys, RedisClient
 from hw_server.runtime.supervisor import Supervisor
@@ -78,7 +75,6 @@ class Lifecycle:
         self._supervisor = supervisor
 
     async def start(self) -> None:
-        await self._db.start()
         self._supervisor.start()
         log.info("started", version=__version__)
 
@@ -130,13 +126,14 @@ def create_app(settings: Settings, on_failure: Any = lambda: None, features: Ite
         AuditTrail: trail,
         Health: health,
     }
+    deadlines = Deadlines(settings.http.request_timeout)
     executor = Executor(
-        features, provided, db, trail, settings.http.request_timeout, settings.audit.record_reads, status_of
+        features, provided, db, trail, deadlines, settings.audit.record_reads, status_of
     )
     document = describe(executor, settings.http.public_url)
     dispatcher = Dispatcher(settings, executor, identification, limiter, cap, trail, metrics, lambda: document)
     # Stopped in reverse order: the audit trail last, after everything that writes to it.
-    supervisor = Supervisor([trail, partitions, revocations, sessions, health, hub], on_failure)
+    supervisor = Supervisor([trail, partitions, revocations, sessions, health, deadlines, hub], on_failure)
     lifecycle = Lifecycle(settings, db, cache, auth, signing_keys, health, hub, supervisor)
 
     @asynccontextmanager
@@ -159,57 +156,23 @@ def create_app(settings: Settings, on_failure: Any = lambda: None, features: Ite
     async def openrpc() -> JSONResponse:
         return JSONResponse(document)
 
-    for kind, translate in ((DomainError, _as_is), (RequestValidationError, _invalid), (HTTPException, _http)):
-        api.add_exception_handler(kind, _handler(translate))
-    # Outermost last: Starlette puts each in front of those before.
-    api.add_middleware(Identify, identification=identification, limiter=limiter)
+    # Innermost first.
+    web: ASGIApp = Identify(AsyncExitStackMiddleware(api.router), identification, limiter)
+    web = Problems(Guard(web, settings.http))
     if settings.http.cors_origins:
-        api.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.http.cors_origins,
-            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "RateLimit", "RateLimit-Policy", "Retry-After"],
-        )
-    api.add_middleware(Guard, settings=settings.http)
-    api.add_middleware(Observe, settings=settings.http, metrics=metrics, log_requests=settings.log.requests)
-    return Application(_by_protocol(api, Endpoint(settings, hub, dispatcher)), api, lifecycle)
+        web = cors(web, settings.http.cors_origins)
+    web = Observe(web, settings.http, metrics, settings.log.requests)
+    return Application(_served(api, web, Endpoint(settings, hub, dispatcher)), api, lifecycle)
 
 
-def _by_protocol(api: FastAPI, sockets: Endpoint) -> ASGIApp:
+def _served(api: FastAPI, web: ASGIApp, sockets: ASGIApp) -> ASGIApp:
+    """FastAPI gives the routes; the middleware around them is ours, in place of Starlette's default stack."""
+
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        await (sockets if scope["type"] == "websocket" else api)(scope, receive, send)
+        if scope["type"] == "websocket":
+            await sockets(scope, receive, send)
+            return
+        scope["app"] = api
+        await (web if scope["type"] == "http" else api.router)(scope, receive, send)
 
     return application
-
-
-def _handler(translate: Any) -> Any:
-    async def handle(request: Request, error: Exception) -> Response:
-        return response_of(translate(error), request.scope[CALL].request_id)
-
-    return handle
-
-
-def _as_is(error: DomainError) -> DomainError:
-    return error
-
-
-def _invalid(error: RequestValidationError) -> DomainError:
-    problems = error.errors()
-    if any(item["type"] == "json_invalid" for item in problems):
-        return Malformed("not valid JSON")
-    return InvalidInput(
-        [{"field": ".".join(map(str, item["loc"][1:])), "message": item["msg"], "type": item["type"]} for item in problems]
-    )
-
-
-def _http(error: HTTPException) -> DomainError:
-    """What Starlette itself refuses."""
-    match error.status_code:
-        case 404:
-            return NotFound("there is no such route")
-        case 405:
-            return MethodNotAllowed(allow=(error.headers or {}).get("Allow", ""))
-        case status if 400 <= status < 500:
-            return Malformed(str(error.detail))
-    return DomainError()

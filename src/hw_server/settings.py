@@ -72,7 +72,7 @@ class Database(Group):
     )
     password: SecretStr | None = Field(None, description="Password, if not part of `database.url`.")
     pool_max: int = Field(10, ge=1, le=1000, description="Connections at most, per worker.")
-    acquire_timeout: float = Field(3.0, gt=0, le=60, description="Longest wait for a free connection, seconds.")
+    connect_timeout: float = Field(3.0, gt=0, le=60, description="Longest wait for a new connection, seconds.")
     command_timeout: float = Field(5.0, gt=0, le=300, description="Longest single statement, seconds.")
     migrate_on_start: bool = Field(True, description="Apply pending migrations at start, one process at a time.")
 

@@ -6,16 +6,17 @@ from hw_server.errors import NotFound
 from hw_server.operations import Cursor, Id, Operations, Page, Read
 
 operations = Operations("/audit-logs")
+EntryPage = Page[AuditEntry]
 
 
 @operations.get("audit.list", role=AUDIT_READ)
-async def list_entries(db: Read, query: AuditQuery) -> Page[AuditEntry]:
+async def list_entries(db: Read, query: AuditQuery) -> EntryPage:
     """List audit rows, newest first."""
     before = _position(query.cursor) if query.cursor else None
     rows = await repository.page(db, query, before, query.per_page + 1)
     items, more = rows[: query.per_page], len(rows) > query.per_page
     cursor = Cursor.encode(items[-1].occurred_at, items[-1].id) if more else None
-    return Page(items=items, per_page=query.per_page, next_cursor=cursor)
+    return EntryPage(items=items, per_page=query.per_page, next_cursor=cursor)
 
 
 @operations.get("audit.get", "/{id}", role=AUDIT_READ)

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +12,7 @@ class Principal:
     client_id: str
     issued_at: float
     expires_at: float
+    role_list: tuple[str, ...] = field(init=False)  # `roles`, sorted once for the audit rows
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "role_list", tuple(sorted(self.roles)))

@@ -5,16 +5,17 @@ from hw_server.operations import AfterCommit, Cursor, Id, Operations, Page, Prov
 
 operations = Operations("/authors")
 TOTAL = "authors"
+AuthorPage = Page[Author]
 
 
 @operations.get("authors.list", role=AUTHORS_READ)
-async def list_authors(db: Read, query: AuthorQuery, totals: Provided[Totals]) -> Page[Author]:
+async def list_authors(db: Read, query: AuthorQuery, totals: Provided[Totals]) -> AuthorPage:
     """List authors."""
     column = query.sort.removeprefix("-")
     after = Cursor.decode(query.cursor, str if column == "name" else int) if query.cursor else None
     rows = await repository.page(db, query, after)
     items, more = rows[: query.per_page], len(rows) > query.per_page
-    page: Page[Author] = Page(items=items, per_page=query.per_page)
+    page = AuthorPage(items=items, per_page=query.per_page)
     if more:
         page.next_cursor = Cursor.encode(getattr(items[-1], column))
     if query.page is not None:

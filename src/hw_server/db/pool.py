@@ -1,19 +1,17 @@
 """The connection pool. `read` gives a connection, `write` one with an open transaction."""
 
 import asyncio
-import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from time import perf_counter
 from typing import Any
 
 import asyncpg
-import structlog
 
 from hw_server.errors import Conflict, DomainError, InvalidInput, Timeout, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.settings import Database as DatabaseSettings
-
-log = structlog.get_logger()
 
 UNREACHABLE = (
     OSError,
@@ -25,136 +23,201 @@ UNREACHABLE = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
-KEYWORDS = ("select", "insert", "update", "delete", "with")
+KEYWORDS = ("select", "insert", "update", "delete")
+SOUND = (DomainError, asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)  # leave a connection fit for use
 
 
 class Connection(asyncpg.Connection):  # type: ignore[type-arg]
-    """Times every statement. Session state is never set outside a transaction, so a release needs no reset query
-    (one round trip less per request)."""
+    """Times every statement."""
 
-    timer: Any = None  # callable(statement, seconds), given by the pool's `init`
-
-    def get_reset_query(self) -> str:
-        return ""
-
-    async def _timed(self, query: str, call: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return await call
-        finally:
-            if (timer := self.timer) is not None:
-                timer(query, time.perf_counter() - started)
+    observe: Any = None  # callable(statement, seconds), given by the pool
 
     async def fetch(self, query: str, *args: Any, **kwargs: Any) -> Any:
-        return await self._timed(query, super().fetch(query, *args, **kwargs))
+        started = perf_counter()
+        try:
+            return await super().fetch(query, *args, **kwargs)
+        finally:
+            self.observe(query, perf_counter() - started)
 
     async def fetchrow(self, query: str, *args: Any, **kwargs: Any) -> Any:
-        return await self._timed(query, super().fetchrow(query, *args, **kwargs))
+        started = perf_counter()
+        try:
+            return await super().fetchrow(query, *args, **kwargs)
+        finally:
+            self.observe(query, perf_counter() - started)
 
     async def fetchval(self, query: str, *args: Any, **kwargs: Any) -> Any:
-        return await self._timed(query, super().fetchval(query, *args, **kwargs))
+        started = perf_counter()
+        try:
+            return await super().fetchval(query, *args, **kwargs)
+        finally:
+            self.observe(query, perf_counter() - started)
 
     async def execute(self, query: str, *args: Any, **kwargs: Any) -> Any:
-        return await self._timed(query, super().execute(query, *args, **kwargs))
+        started = perf_counter()
+        try:
+            return await super().execute(query, *args, **kwargs)
+        finally:
+            self.observe(query, perf_counter() - started)
 
 
 class Database:
-    """Opens connections on demand: the server starts, answers and recovers with PostgreSQL out of reach."""
+    """A pool that opens connections on demand: the server starts, answers and recovers with PostgreSQL out of reach.
+
+    It is ours and not asyncpg's because of what a request pays: no proxy, no task, no reset round trip (session state is
+    never set outside a transaction). A connection that saw anything but a plain SQL error is closed, never given again.
+    """
 
     def __init__(self, settings: DatabaseSettings, metrics: Metrics) -> None:
         self._settings = settings
-        self._metrics = metrics
-        self._pool: asyncpg.Pool[Any] | None = None
+        self._errors = metrics.db_errors
+        self._idle: list[Connection] = []
+        self._all: set[Connection] = set()
+        self._opening = 0
+        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._closed = False
         self._timers = {word: metrics.db_query.labels(word).observe for word in (*KEYWORDS, "other")}
         self._size = {state: metrics.db_pool_size.labels(state) for state in ("open", "idle")}
 
-    @property
-    def pool(self) -> "asyncpg.Pool[Any]":
-        if self._pool is None:
-            raise Unavailable("the server is starting or stopping")
-        return self._pool
-
-    async def start(self) -> None:
-        options = connect_options(self._settings)
-        self._pool = await asyncpg.create_pool(
-            **options,
-            min_size=0,
-            max_size=self._settings.pool_max,
-            timeout=self._settings.acquire_timeout,
-            command_timeout=self._settings.command_timeout,
-            connection_class=Connection,
-            init=self._init,
-            server_settings={"application_name": "hw-server"},
-        )
-
-    async def stop(self, timeout: float = 5.0) -> None:
-        """Waits for borrowed connections, then cuts them."""
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        try:
-            await asyncio.wait_for(pool.close(), timeout)
-        except TimeoutError:
-            pool.terminate()
-
-    async def _init(self, connection: Connection) -> None:
-        connection.timer = self._observe
-
-    def _observe(self, query: str, seconds: float) -> None:
-        word = query.lstrip().partition(" ")[0].lower()
-        (self._timers.get(word) or self._timers["other"])(seconds)
-
-    def report(self) -> None:
-        """Sets the pool's gauges; called before a scrape."""
-        if self._pool is not None:
-            self._size["open"].set(self._pool.get_size())
-            self._size["idle"].set(self._pool.get_idle_size())
-
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[Connection]:
+    def read(self) -> "Borrowed":
         """A connection in autocommit mode."""
-        async with self._borrowed() as connection:
-            yield connection
+        return Borrowed(self)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Connection]:
         """A connection in a transaction: committed at the end of the block, rolled back by any exception."""
-        async with self._borrowed() as connection:
-            async with connection.transaction():
-                yield connection
-
-    @asynccontextmanager
-    async def _borrowed(self) -> AsyncIterator[Connection]:
-        with self.translated():
-            async with self.pool.acquire(timeout=self._settings.acquire_timeout) as connection:
-                yield connection
-
-    def translated(self) -> "Translated":
-        return Translated(self._metrics)
+        async with Borrowed(self) as connection, connection.transaction():
+            yield connection
 
     async def ping(self) -> None:
         async with self.read() as connection:
-            await connection.fetchval("SELECT 1", timeout=2)
+            await connection.fetchval("SELECT 1")
 
+    def report(self) -> None:
+        """Sets the pool's gauges; called before a scrape."""
+        self._size["open"].set(len(self._all))
+        self._size["idle"].set(len(self._idle))
 
-class Translated:
-    """Turns driver errors into domain errors, in one place."""
+    async def take(self) -> Connection:
+        """A connection, after those who asked before; raises what `asyncpg.connect` raises."""
+        while True:
+            while self._idle:
+                connection = self._idle.pop()
+                if not connection.is_closed():
+                    return connection
+                self._all.discard(connection)
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            if len(self._all) + self._opening < self._settings.pool_max:
+                return await self._open()
+            future: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            try:
+                given = await future
+            except asyncio.CancelledError:
+                if future.done() and not future.cancelled() and (lost := future.result()) is not None:
+                    self.give(lost)
+                raise
+            if given is not None:
+                return given
 
-    __slots__ = ("_metrics",)
+    async def _open(self) -> Connection:
+        self._opening += 1
+        try:
+            connection: Connection = await asyncpg.connect(
+                **connect_options(self._settings),
+                timeout=self._settings.connect_timeout,
+                command_timeout=self._settings.command_timeout,
+                connection_class=Connection,
+                server_settings={"application_name": "hw-server"},
+            )
+        except BaseException:
+            self._wake()
+            raise
+        finally:
+            self._opening -= 1
+        connection.observe = self._observe
+        self._all.add(connection)
+        return connection
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, DomainError):
+    def give(self, connection: Connection) -> None:
+        """Takes a connection back that is fit to be used again."""
+        if self._closed:
+            self.discard(connection)
             return
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(connection)
+                return
+        self._idle.append(connection)
+
+    def discard(self, connection: Connection) -> None:
+        connection.terminate()
+        self._all.discard(connection)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Lets the first in the queue try to open a connection of its own."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
+
+    async def stop(self, timeout: float = 5.0) -> None:
+        """Waits for borrowed connections, then cuts them."""
+        self._closed = True
+        deadline = asyncio.get_running_loop().time() + timeout
+        while len(self._idle) < len(self._all) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+        for connection in list(self._all):
+            connection.terminate()
+        self._all.clear()
+        self._idle.clear()
+
+    def _observe(self, query: str, seconds: float) -> None:
+        (self._timers.get(query[:6].lower()) or self._timers["other"])(seconds)
+
+    def count(self, error: DomainError) -> None:
+        self._errors.labels(error.code).inc()
+
+
+class Borrowed:
+    """One loan of a connection; turns driver errors into domain errors."""
+
+    __slots__ = ("_connection", "_db")
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._connection: Connection | None = None
+
+    async def __aenter__(self) -> Connection:
+        try:
+            connection = self._connection = await self._db.take()
+        except Exception as error:
+            raise self._translated(error) from error
+        return connection
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        connection = self._connection
+        assert connection is not None
+        sound = error is None or isinstance(error, SOUND)
+        if sound and not connection.is_closed() and not connection.is_in_transaction():
+            self._db.give(connection)
+        else:
+            self._db.discard(connection)
+        if error is not None and not isinstance(error, DomainError) and isinstance(error, Exception):
+            translated = self._translated(error)
+            if translated is not error:
+                raise translated from error
+
+    def _translated(self, error: Exception) -> Exception:
         domain = domain_error(error)
-        if domain is not None:
-            self._metrics.db_errors.labels(domain.code).inc()
-            raise domain from error
+        if domain is None:
+            return error
+        self._db.count(domain)
+        return domain
 
 
 def domain_error(error: BaseException) -> DomainError | None:

@@ -1,18 +1,19 @@
-"""Plain ASGI middleware, outermost first: `Observe`, `Guard`, CORS, `Identify`, then the routes. What measures and adds
-headers stands outside what can refuse."""
+"""Plain ASGI middleware, outermost first: `Observe`, CORS, `Problems`, `Guard`, `Identify`, then the routes. What measures
+and adds headers stands outside what can refuse."""
 
 import re
-import secrets
 import time
+from random import getrandbits
 from typing import Any
 
 import structlog
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hw_server.auth.identification import Identification
 from hw_server.errors import DomainError, HostNotAllowed, PayloadTooLarge
 from hw_server.http.addresses import client_address, header
-from hw_server.http.problems import response_of
+from hw_server.http.problems import domain_error, response_of
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import Call
 from hw_server.ratelimit import RateLimiter
@@ -39,11 +40,11 @@ DEFAULT_HEADERS = [
 def request_id_of(scope: Scope) -> str:
     """The caller's `X-Request-ID` where it is usable, else a new one."""
     given = header(scope, b"x-request-id")
-    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else f"{getrandbits(64):016x}"
 
 
 class Observe:
-    """Request id, security headers, metrics, the request's log line, and an answer for every exception."""
+    """Request id, security headers, metrics and the request's log line."""
 
     def __init__(self, app: ASGIApp, settings: Http, metrics: Metrics, log_requests: bool) -> None:
         self.app = app
@@ -55,9 +56,6 @@ class Observe:
         self._series: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         started = time.perf_counter()
         call = Call("http", request_id_of(scope), client_address(scope, self._trusted), started)
         scope[CALL] = call
@@ -66,7 +64,7 @@ class Observe:
         async def observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, call.answered = message["status"], True
                 headers = message["headers"] = list(message.get("headers", ()))
                 own = {name for name, _ in headers}
                 headers += [item for item in DEFAULT_HEADERS if item[0] not in own]
@@ -77,14 +75,6 @@ class Observe:
         self._in_progress.inc()
         try:
             await self.app(scope, receive, observed)
-        except DomainError as error:
-            await response_of(error, call.request_id)(scope, receive, observed)
-        except Exception:
-            log.exception("request_failed", request_id=call.request_id)
-            if status == 0:
-                await response_of(DomainError(), call.request_id)(scope, receive, observed)
-            else:
-                raise
         finally:
             self._in_progress.dec()
             self._account(scope, call, status)
@@ -115,6 +105,27 @@ class Observe:
             )
 
 
+class Problems:
+    """The one place where an exception becomes an answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:
+            call: Call = scope[CALL]
+            problem = domain_error(error)
+            if problem is None:
+                log.exception("request_failed", request_id=call.request_id)
+                problem = DomainError()
+            if call.answered:
+                # Half of an answer was sent: cutting the connection is all that tells the client.
+                raise
+            await response_of(problem, call.request_id)(scope, receive, send)
+
+
 class Guard:
     """Refuses hosts that are not ours and bodies over the limit, announced or streamed."""
 
@@ -125,9 +136,6 @@ class Guard:
         self._suffixes = tuple(host[1:].lower() for host in settings.allowed_hosts if host.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         if self._exact or self._suffixes:
             self._check_host(scope)
         if scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
@@ -167,7 +175,7 @@ class Identify:
         self._policy = f"{limiter.limit('http')};w=60".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(UNLIMITED):
+        if scope["path"].startswith(UNLIMITED):
             await self.app(scope, receive, send)
             return
         call: Call = scope[CALL]
@@ -188,3 +196,13 @@ class Identify:
             (b"ratelimit-policy", self._policy),
         )
         await self.app(scope, receive, send)
+
+
+def cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+        expose_headers=["X-Request-ID", "RateLimit", "RateLimit-Policy", "Retry-After"],
+    )

@@ -2,11 +2,21 @@
 
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import to_json
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from hw_server.errors import DomainError, RateLimited, Unauthenticated
+from hw_server.errors import (
+    DomainError,
+    InvalidInput,
+    Malformed,
+    MethodNotAllowed,
+    NotFound,
+    RateLimited,
+    Unauthenticated,
+)
 
 STATUS: dict[str, int] = {
     "malformed_request": 400,
@@ -51,6 +61,28 @@ class Problem(BaseModel):
     retry_after: int | None = Field(None, description="With `rate_limited`: seconds.")
 
 
+def domain_error(error: Exception) -> DomainError | None:
+    """What an exception means to the caller, None for a defect of ours."""
+    match error:
+        case DomainError():
+            return error
+        case RequestValidationError():
+            problems = error.errors()
+            if any(item["type"] == "json_invalid" for item in problems):
+                return Malformed("not valid JSON")
+            return InvalidInput([
+                {"field": ".".join(map(str, item["loc"][1:])), "message": item["msg"], "type": item["type"]}
+                for item in problems
+            ])
+        case HTTPException(status_code=404):
+            return NotFound("there is no such route")
+        case HTTPException(status_code=405):
+            return MethodNotAllowed(allow=(error.headers or {}).get("Allow", ""))
+        case HTTPException(status_code=status) if 400 <= status < 500:
+            return Malformed(str(error.detail))
+    return None
+
+
 def status_of(error: DomainError) -> int:
     return STATUS.get(error.code, 500)
 
@@ -79,6 +111,8 @@ def response_of(error: DomainError, request_id: str) -> Response:
             if error.reason == "missing"
             else f'Bearer realm="hw", error="invalid_token", error_description="{error.reason}"'
         )
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = error.extra["allow"]
     if error.code == "unavailable":
         headers["Retry-After"] = "1"
     return Response(body_of(error, request_id), status_of(error), headers, MEDIA_TYPE)

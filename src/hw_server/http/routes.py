@@ -2,18 +2,18 @@
 executor, without FastAPI's dependency solving."""
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Body, Path, Query, Request, Security
-from fastapi.responses import Response
 from fastapi.routing import APIRoute, APIRouter
 from fastapi.security import OpenIdConnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hw_server.errors import Malformed, UnsupportedMediaType
+from hw_server.errors import Malformed, MethodNotAllowed, UnsupportedMediaType
 from hw_server.http.middleware import CALL
 from hw_server.http.problems import problems
-from hw_server.operations import Call, Executor
+from hw_server.operations import Executor
 from hw_server.operations.binder import BODY, QUERY, Binder
 from hw_server.operations.declaration import Operation
 from hw_server.operations.execution import BoundOperation
@@ -40,9 +40,15 @@ def _add(
     if bound.binder.takes_body:
         possible |= {400, 413, 415}
 
+    answer = _handler(executor, bound)
+
     class OperationRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
-            return _handler(executor, bound)
+        """A FastAPI route for the documents and the matching; the answer is given without FastAPI's own wrapping."""
+
+        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["method"] != operation.method:
+                raise MethodNotAllowed(allow=operation.method)
+            await answer(scope, receive, send)
 
     router.add_api_route(
         f"/api{operation.path}",
@@ -78,22 +84,21 @@ def _declared_endpoint(bound: BoundOperation, sign_in: OpenIdConnect) -> Callabl
     return endpoint
 
 
-def _handler(executor: Executor, bound: BoundOperation) -> Callable[[Request], Awaitable[Response]]:
+def _handler(executor: Executor, bound: BoundOperation) -> ASGIApp:
     status = bound.operation.status
     takes_body = bound.binder.takes_body
 
-    async def handle(request: Request) -> Response:
-        scope = request.scope
-        call: Call = scope[CALL]
-
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         async def raw(binder: Binder) -> dict[str, Any]:
-            body = await _json_body(request) if takes_body else b""
+            body = await _json_body(Request(scope, receive)) if takes_body else b""
             return binder.from_http(scope["path_params"], scope["query_string"], body)
 
-        answer = await executor.run(bound, call, raw)
-        if answer is None:
-            return Response(status_code=status)
-        return Response(answer, status, media_type="application/json")
+        body = await executor.run(bound, scope[CALL], raw)
+        headers = []
+        if body is not None:
+            headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body or b""})
 
     return handle
 

@@ -1,6 +1,7 @@
 """What the platform asks of an audit trail. `hw_server.audit` keeps it in PostgreSQL."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
@@ -12,7 +13,8 @@ from hw_server.errors import DomainError
 
 @dataclass(slots=True)
 class Call:
-    """One call, whatever brought it. `started` is `time.perf_counter()`; `refusal` says why there is no caller."""
+    """One call, whatever brought it. `started` is `time.perf_counter()`; `refusal` says why there is no caller,
+    `answered` whether the answer has begun."""
 
     source: str  # http | ws
     request_id: str
@@ -20,6 +22,7 @@ class Call:
     started: float
     caller: Principal | None = None
     refusal: DomainError | None = None
+    answered: bool = False
 
 
 class AuditRow(NamedTuple):
@@ -28,7 +31,7 @@ class AuditRow(NamedTuple):
     occurred_at: datetime
     user_id: str | None
     username: str | None
-    roles: list[str]
+    roles: Sequence[str]
     action: str
     resource: str | None
     outcome: str  # success | denied | failure
@@ -55,7 +58,7 @@ def action_row(
         datetime.now(UTC),
         caller.sub if caller else None,
         caller.username if caller else None,
-        sorted(caller.roles) if caller else [],
+        caller.role_list if caller else (),
         action,
         resource,
         outcome,

@@ -46,7 +46,7 @@ class Binder:
         )
         self._validate = self.model.__pydantic_validator__.validate_python
         self._query_lists = self._list_fields(self.fields.get(QUERY))
-        self.answer: TypeAdapter[Any] = TypeAdapter(self._returns)
+        self.dump = TypeAdapter(self._returns).serializer.to_json
         self.takes_body = BODY in self.fields
 
     @property
@@ -144,7 +144,8 @@ class Binder:
             bound = self._validate(raw)
         except ValidationError as error:
             raise InvalidInput(_field_errors(error)) from None
-        return dict(bound)
+        arguments: dict[str, Any] = bound.__dict__
+        return arguments
 
 
 def parse_json(data: bytes) -> Any:

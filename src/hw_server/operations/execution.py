@@ -1,6 +1,5 @@
 """Runs an operation for either protocol: role, input, transaction, audit, answer."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from hw_server.db import Database
 from hw_server.errors import Conflict, DomainError, Forbidden, Timeout, Unauthenticated
 from hw_server.operations.audit import AuditRow, AuditTrail, Call, action_row
 from hw_server.operations.binder import Binder
+from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, AfterCommit, Feature, Operation
 
 log = structlog.get_logger()
@@ -35,13 +35,13 @@ class Executor:
         provided: dict[type, Any],
         db: Database,
         audit: AuditTrail,
-        timeout: float,
+        deadlines: Deadlines,
         record_reads: bool,
         status_of: Callable[[DomainError], int],
     ) -> None:
         self._db = db
         self._audit = audit
-        self._timeout = timeout
+        self._deadlines = deadlines
         self._record_reads = record_reads
         self._status_of = status_of
         self.operations: dict[str, BoundOperation] = {}
@@ -58,7 +58,7 @@ class Executor:
         operation, arguments = bound.operation, None
         try:
             authorize(operation.role, call)
-            async with asyncio.timeout(self._timeout):
+            with self._deadlines:
                 arguments = bound.binder.arguments(await raw(bound.binder))
                 if bound.binder.writes:
                     return await self._write(bound, call, arguments)
@@ -88,7 +88,7 @@ class Executor:
         else:
             async with self._db.read() as connection:
                 value = await bound.operation.handler(**values, **{binder.given.connection: connection})
-        return (None if value is None else binder.answer.dump_json(value)), value
+        return (None if value is None else binder.dump(value)), value
 
     async def _write(self, bound: BoundOperation, call: Call, arguments: dict[str, Any]) -> bytes | None:
         """The change and its audit row commit together, before the answer is sent."""
@@ -102,7 +102,7 @@ class Executor:
         assert binder.given.connection is not None
         async with self._db.write() as connection:
             value = await operation.handler(**values, **{binder.given.connection: connection})
-            answer = None if value is None else binder.answer.dump_json(value)
+            answer = None if value is None else binder.dump(value)
             await self._audit.insert(connection, self._row(operation, call, arguments, value))
         for publish in after:
             try:
