@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hw_server.cli.serve import settings_or_exit
+from hw_server.cli.stack import running_environment
 
 app = typer.Typer(help="Apply, revert, list and write database migrations.", no_args_is_help=True)
 
@@ -16,7 +17,7 @@ def up(revision: Annotated[str, typer.Argument(help="Last migration to apply.")]
     """Apply pending migrations; several processes may do so at once."""
     from hw_server.db import migrations
 
-    _run(migrations.upgrade(settings_or_exit().database, revision))
+    _run(migrations.upgrade(settings_or_exit(running_environment()).database, revision))
     typer.echo("the database is up to date")
 
 
@@ -25,7 +26,7 @@ def down(revision: Annotated[str, typer.Argument(help="Migration to go back to; 
     """Revert migrations; data of dropped tables is gone."""
     from hw_server.db import migrations
 
-    _run(migrations.downgrade(settings_or_exit().database, revision))
+    _run(migrations.downgrade(settings_or_exit(running_environment()).database, revision))
     typer.echo("reverted")
 
 
@@ -34,7 +35,7 @@ def status() -> None:
     """List migrations and whether each is applied; exit code 1 where one is pending."""
     from hw_server.db import migrations
 
-    found = _run(migrations.status(settings_or_exit().database))
+    found = _run(migrations.status(settings_or_exit(running_environment()).database))
     for revision, message, applied in found:
         typer.echo(f"{'applied' if applied else 'pending'}  {revision}  {message}")
     raise typer.Exit(0 if all(applied for _, _, applied in found) else 1)

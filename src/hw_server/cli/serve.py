@@ -11,10 +11,10 @@ from hw_server.settings import Settings, SettingsError, load
 MIGRATION_PATIENCE = 60.0  # seconds to wait for PostgreSQL at start
 
 
-def settings_or_exit() -> Settings:
+def settings_or_exit(environment: dict[str, str] | None = None) -> Settings:
     """Settings from the environment; prints what is wrong with them and exits with 2."""
     try:
-        return load()
+        return load(environment)
     except SettingsError as error:
         for problem in error.problems:
             typer.echo(problem, err=True)

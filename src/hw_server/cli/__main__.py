@@ -1,0 +1,3 @@
+from hw_server.cli import main
+
+main()

@@ -1,0 +1,72 @@
+"""`hw config`: what the settings are and what is wrong with them."""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import typer
+from pydantic import BaseModel, SecretStr
+
+from hw_server.cli.serve import settings_or_exit
+from hw_server.settings import variable_of
+
+app = typer.Typer(help="Show and check the settings.", no_args_is_help=True)
+
+
+@app.command()
+def check() -> None:
+    """Check the settings; exit code 2 and a line for each bad one."""
+    settings_or_exit()
+    typer.echo("the settings are valid")
+
+
+@app.command()
+def show(
+    reveal: Annotated[bool, typer.Option("--reveal", help="Print secrets too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List every setting with its variable, value and meaning."""
+    found = [
+        {"name": name, "variable": variable_of(name), "value": _shown(value, reveal), "description": description}
+        for name, value, description in _walk(settings_or_exit())
+    ]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("Variable", "Value", "Meaning", show_lines=False)
+    for item in found:
+        table.add_row(item["variable"], item["value"], item["description"])
+    Console().print(table)
+
+
+def _walk(group: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    for name, field in type(group).model_fields.items():
+        value = getattr(group, name)
+        if isinstance(value, BaseModel):
+            yield from _walk(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value, field.description or ""
+
+
+def _shown(value: Any, reveal: bool) -> str:
+    if isinstance(value, SecretStr):
+        text = value.get_secret_value()
+        return text if reveal else _masked(text)
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    return "" if value is None else str(value)
+
+
+def _masked(text: str) -> str:
+    """An address without its password; anything else not at all."""
+    parts = urlsplit(text)
+    if not parts.scheme or not parts.netloc:
+        return "********"
+    if parts.password is None:
+        return text
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:********@{host}"))

@@ -1,0 +1,62 @@
+"""`hw sessions`: who is signed in, and ending it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from hw_server.cli.serve import settings_or_exit
+
+if TYPE_CHECKING:
+    from hw_server.auth.sessions import SessionStore
+
+T = TypeVar("T")
+app = typer.Typer(help="List and end sessions.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_sessions(user: Annotated[str, typer.Argument(help="The user's `sub`.")]) -> None:
+    """List a user's sessions, newest first."""
+    for session in _with_store(lambda store: store.of_user(user)):
+        seen = datetime.fromtimestamp(session.last_seen_at).astimezone().isoformat(timespec="seconds")
+        typer.echo(f"{session.id}  {session.username}  {session.client_ip or '-'}  last seen {seen}")
+
+
+@app.command()
+def end(session_id: Annotated[str, typer.Argument(help="The session's id.")]) -> None:
+    """End a session: its tokens are refused and its sockets closed on every instance."""
+    _with_store(lambda store: store.revoke(session_id))
+    typer.echo("ended")
+
+
+@app.command("end-user")
+def end_user(user: Annotated[str, typer.Argument(help="The user's `sub`.")]) -> None:
+    """End all sessions of a user."""
+    _with_store(lambda store: store.revoke_user(user))
+    typer.echo("ended")
+
+
+def _with_store(work: "Callable[[SessionStore], Awaitable[T]]") -> T:
+    from hw_server.auth.sessions import Revocations, SessionStore
+    from hw_server.cli.stack import running_environment
+    from hw_server.errors import Unavailable
+    from hw_server.observability.metrics import Metrics
+    from hw_server.redis import Keys, RedisClient
+
+    settings = settings_or_exit(running_environment())
+
+    async def run() -> T:
+        redis = RedisClient(settings.redis, settings.redis.auth_db, Metrics())
+        keys = Keys(settings.redis.key_prefix)
+        try:
+            return await work(SessionStore(redis, keys, Revocations(settings.oidc, redis, keys)))
+        finally:
+            await redis.close()
+
+    try:
+        return asyncio.run(run())
+    except Unavailable as error:
+        typer.echo(f"{error.detail}; check redis.url with `hw config show`", err=True)
+        raise typer.Exit(1) from None

@@ -1,0 +1,236 @@
+"""`hw up`, `down`, `status`, `logs`, `clean`: the native stack with the application."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hw_server.embedded import Service, Stack
+
+APP = "hw-server"
+SEED = (
+    {"name": "Ursula K. Le Guin", "born": "1929-10-21", "bio": "The Left Hand of Darkness"},
+    {"name": "Italo Calvino", "born": "1923-10-15", "bio": "Invisible Cities"},
+    {"name": "Toni Morrison", "born": "1931-02-18", "bio": "Beloved"},
+    {"name": "Jorge Luis Borges", "born": "1899-08-24", "bio": "Ficciones"},
+    {"name": "Wislawa Szymborska", "born": "1923-07-02", "bio": "View with a Grain of Sand"},
+)
+State = Annotated[
+    Path, typer.Option("--state", envvar="HWSTATE", help="Folder that holds the data, logs and process ids.")
+]
+DEFAULT_STATE = Path(".hw")
+
+
+def _names() -> list[str]:
+    return [path.stem for path in (DEFAULT_STATE / "logs").glob("*.log")]
+
+
+def up(
+    keycloak: Annotated[bool, typer.Option("--keycloak", help="Run the real Keycloak 25 instead of NanoIDP.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the application.", min=1, max=65535)] = 8000,
+    postgres_port: Annotated[int, typer.Option(help="Port of PostgreSQL.", min=1, max=65535)] = 15432,
+    redis_port: Annotated[int, typer.Option(help="Port of Valkey.", min=1, max=65535)] = 16379,
+    oidc_port: Annotated[int, typer.Option(help="Port of the identity provider.", min=1, max=65535)] = 18080,
+    workers: Annotated[int, typer.Option(help="Workers of the application.", min=1, max=64)] = 1,
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Start PostgreSQL, Valkey, an identity provider and the application in the background."""
+    from hw_server.embedded import EmbeddedError, Ports, Stack
+    from hw_server.embedded import keycloak as real_keycloak
+
+    ports = Ports(port, postgres_port, redis_port, oidc_port)
+    started = time.monotonic()
+    try:
+        running = _saved(state)
+        if running is not None and _any_runs(running) and (running.ports, running.provider == "keycloak") != (ports, keycloak):
+            raise EmbeddedError("the stack runs already with other options; `hw down` first")
+        if keycloak:
+            real_keycloak.provide_java()
+        stack = Stack(state, ports, "keycloak" if keycloak else "nanoidp")
+        state.mkdir(parents=True, exist_ok=True)
+        _settings_file(state).write_text(json.dumps({"ports": asdict(ports), "provider": stack.provider}))
+        stack.start(_say)
+        application = stack.add(_application(stack, workers))
+        if application.start():
+            _say("migrations and application are starting")
+        application.wait()
+    except EmbeddedError as error:
+        typer.echo(f"hw up: {error}", err=True)
+        raise typer.Exit(1) from None
+    _seed(stack)
+    _say(f"all is ready after {time.monotonic() - started:.0f} s")
+    _table(stack)
+
+
+def down(state: State = DEFAULT_STATE) -> None:
+    """Stop everything that `hw up` started; the data stays."""
+    stack = _saved(state)
+    if stack is None or not _any_runs(stack):
+        typer.echo("nothing runs")
+        return
+    stack.stop(_say)
+
+
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, state: State = DEFAULT_STATE
+) -> None:
+    """Show every process: name, pid, port, state. Exit code 1 unless all of them run."""
+    stack = _saved(state)
+    processes = list(stack.processes.values()) if stack else []
+    found: list[dict[str, Any]] = [
+        {"name": process.service.name, "pid": process.pid, "port": process.service.port, "state": process.status}
+        for process in processes
+    ]
+    if as_json:
+        typer.echo(json.dumps(found))
+    elif not found:
+        typer.echo("nothing runs; start it with `make up`")
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("Name", "State", "Port", "Pid")
+        for item in found:
+            table.add_row(item["name"], item["state"], str(item["port"]), str(item["pid"] or ""))
+        Console().print(table)
+    raise typer.Exit(0 if found and all(item["state"] == "running" for item in found) else 1)
+
+
+def logs(
+    name: Annotated[str, typer.Argument(help="Whose log.", autocompletion=_names)] = APP,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="Last lines to show.", min=0)] = 50,
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Show a process's log."""
+    path = state / "logs" / f"{name}.log"
+    if not path.exists():
+        there = ", ".join(sorted(log.stem for log in (state / "logs").glob("*.log"))) or "none yet"
+        typer.echo(f"there is no log of {name}; logs: {there}", err=True)
+        raise typer.Exit(1)
+    tail = shutil.which("tail") or "tail"
+    options = ["-F"] if follow else []
+    raise typer.Exit(subprocess.run([tail, "-n", str(lines), *options, str(path)], check=False).returncode)  # noqa: S603
+
+
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, state: State = DEFAULT_STATE
+) -> None:
+    """Stop everything and remove its data."""
+    from hw_server.embedded.postgres import remove_data
+
+    if not yes:
+        typer.confirm(f"Remove all data in {state.absolute()}?", abort=True)
+    stack = _saved(state)
+    if stack is not None:
+        stack.stop(_say)
+    remove_data(state)
+    shutil.rmtree(state, ignore_errors=True)
+    typer.echo("removed")
+
+
+def running_environment(state: Path | None = None) -> dict[str, str]:
+    """The settings of the application that `hw up` started, under those of the caller's own environment."""
+    stack = _saved(state or Path(os.environ.get("HWSTATE", DEFAULT_STATE)))
+    return {**(stack.environment() if stack else {}), **os.environ}
+
+
+def _application(stack: "Stack", workers: int = 1) -> "Service":
+    from hw_server.embedded import Service
+    from hw_server.embedded.process import serves
+
+    return Service(
+        name=APP,
+        port=stack.ports.app,
+        command=[sys.executable, "-m", "hw_server.cli", "serve", "--workers", str(workers)],
+        environment={**stack.environment(), **os.environ},
+        ready=lambda: serves(f"http://127.0.0.1:{stack.ports.app}/health"),
+        option="--port",
+    )
+
+
+def _saved(state: Path) -> "Stack | None":
+    """The stack as the last `hw up` described it."""
+    from hw_server.embedded import Ports, Stack
+
+    try:
+        saved = json.loads(_settings_file(state).read_text())
+    except (OSError, ValueError):
+        return None
+    stack = Stack(state, Ports(**saved["ports"]), saved["provider"])
+    stack.add(_application(stack))
+    return stack
+
+
+def _settings_file(state: Path) -> Path:
+    return state / "stack.json"
+
+
+def _any_runs(stack: "Stack") -> bool:
+    return any(process.pid is not None for process in stack.processes.values())
+
+
+def _say(line: str) -> None:
+    typer.echo(f"  {line}")
+
+
+def _seed(stack: "Stack") -> None:
+    """A handful of authors, through the API, where there are none."""
+    import httpx
+
+    base = f"http://127.0.0.1:{stack.ports.app}/api"
+    command = [sys.executable, "-m", "hw_server.cli", "token", "alice"]
+    environment = {**os.environ, "HWSTATE": str(stack.state)}
+    told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+    if told.returncode != 0:
+        typer.echo(f"  no authors were added: {told.stderr.strip()}", err=True)
+        return
+    with httpx.Client(headers={"Authorization": f"Bearer {told.stdout.strip()}"}, timeout=10) as http:
+        answer = http.get(f"{base}/authors?per_page=1")
+        if answer.status_code != 200 or answer.json()["items"]:
+            return
+        for author in SEED:
+            http.post(f"{base}/authors", json=author)
+    _say(f"{len(SEED)} authors added")
+
+
+def _table(stack: "Stack") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hw_server.embedded.users import USERS
+
+    base = f"http://localhost:{stack.ports.app}"
+    identity = f"http://127.0.0.1:{stack.ports.oidc}"
+    rows = (
+        ("API", f"{base}/api/authors"),
+        ("API documents", f"{base}/docs"),
+        ("WebSocket", f"ws://localhost:{stack.ports.app}/web"),
+        ("Health, metrics", f"{base}/health  {base}/metrics"),
+        ("Identity provider", f"{identity}/admin (admin / admin)" if stack.provider == "keycloak" else identity),
+        ("PostgreSQL", f"postgresql://hw:hw-dev@127.0.0.1:{stack.ports.postgres}/hw_db"),
+        ("Valkey", f"redis://127.0.0.1:{stack.ports.redis}"),
+    )
+    table = Table("What", "Where")
+    for row in rows:
+        table.add_row(*row)
+    users = Table("User = password", "Roles")
+    for name, roles in USERS.items():
+        users.add_row(name, ", ".join(roles))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(users)
+    hw = Path(sys.executable).parent / "hw"
+    shown = hw.relative_to(Path.cwd()) if hw.is_relative_to(Path.cwd()) else hw
+    console.print("A first request:\n", highlight=False)
+    print(f'  curl -s -H "Authorization: Bearer $({shown} token alice)" {base}/api/authors\n')
+
+

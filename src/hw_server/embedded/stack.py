@@ -1,0 +1,81 @@
+"""All servers of the native stack, in start order."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hw_server.embedded import keycloak, nanoidp, postgres, valkey
+from hw_server.embedded.process import Process, Service
+
+Provider = Literal["nanoidp", "keycloak"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    app: int = 8000
+    postgres: int = 15432
+    redis: int = 16379
+    oidc: int = 18080
+
+
+class Stack:
+    """PostgreSQL, Valkey and an OpenID provider. Stopping and starting again keeps their data."""
+
+    def __init__(self, state: Path, ports: Ports, provider: Provider = "nanoidp") -> None:
+        self.state = state.absolute()
+        self.ports = ports
+        self.provider = provider
+        identity = (
+            keycloak.service(self.state, ports.oidc, ports.postgres, ports.app)
+            if provider == "keycloak"
+            else nanoidp.service(self.state, ports.oidc, ports.app)
+        )
+        services = (postgres.service(self.state, ports.postgres), valkey.service(self.state, ports.redis), identity)
+        self.processes = {service.name: Process(service, self.state) for service in services}
+
+    def add(self, service: Service) -> Process:
+        """One more process of this stack, such as the application."""
+        process = self.processes[service.name] = Process(service, self.state)
+        return process
+
+    def start(self, progress: Callable[[str], None] = lambda line: None) -> None:
+        """Starts what does not run and returns once all of it answers."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        processes = list(self.processes.values())
+        if self.provider == "keycloak":
+            # Keycloak needs its database before it starts.
+            self.start_one("postgresql", progress)
+        fresh = [process for process in processes if process.start()]
+        for process in processes:
+            process.wait()
+            progress(f"{process.service.name} is {'ready' if process in fresh else 'running already'}")
+
+    def start_one(self, name: str, progress: Callable[[str], None] = lambda line: None) -> None:
+        process = self.processes[name]
+        process.start()
+        process.wait()
+        progress(f"{name} is ready")
+
+    def stop(self, progress: Callable[[str], None] = lambda line: None) -> None:
+        """Stops all, the last started first."""
+        for process in reversed(self.processes.values()):
+            if process.stop():
+                progress(f"{process.service.name} stopped")
+
+    def environment(self) -> dict[str, str]:
+        """Settings of an application that uses this stack."""
+        issuer = f"http://127.0.0.1:{self.ports.oidc}"
+        oidc = (
+            {"HW_OIDC__ISSUER": f"{issuer}/realms/hw", "HW_OIDC__ROLES_CLAIM": "realm_access.roles"}
+            if self.provider == "keycloak"
+            else {"HW_OIDC__ISSUER": issuer, "HW_OIDC__ROLES_CLAIM": "roles"}
+        )
+        return {
+            "HW_DATABASE__URL": f"postgresql://hw:hw-dev@127.0.0.1:{self.ports.postgres}/hw_db",
+            "HW_REDIS__URL": f"redis://127.0.0.1:{self.ports.redis}",
+            "HW_HTTP__PORT": str(self.ports.app),
+            "HW_HTTP__PUBLIC_URL": f"http://localhost:{self.ports.app}",
+            "HW_AUDIT__SPILL_DIR": str(self.state / "spill"),
+            **oidc,
+        }
