@@ -95,7 +95,9 @@ class Lifecycle:
         log.info("stopped")
 
 
-def create_app(settings: Settings, on_failure: Any = lambda: None, features: Iterable[Feature] = FEATURES) -> Application:
+def create_app(
+    settings: Settings, on_failure: Any = lambda: None, features: Iterable[Feature] = FEATURES
+) -> Application:
     """`on_failure` is called when a background service ends unexpectedly."""
     features = tuple(features)
     metrics = Metrics()
@@ -127,9 +129,7 @@ def create_app(settings: Settings, on_failure: Any = lambda: None, features: Ite
         Health: health,
     }
     deadlines = Deadlines(settings.http.request_timeout)
-    executor = Executor(
-        features, provided, db, trail, deadlines, settings.audit.record_reads, status_of
-    )
+    executor = Executor(features, provided, db, trail, deadlines, settings.audit.record_reads, status_of)
     document = describe(executor, settings.http.public_url)
     dispatcher = Dispatcher(settings, executor, identification, limiter, cap, trail, metrics, lambda: document)
     # Stopped in reverse order: the audit trail last, after everything that writes to it.

@@ -52,23 +52,29 @@ class Http(Group):
     workers: int = Field(1, ge=1, le=256, description="Worker processes of `hw serve`.")
     public_url: str = Field("http://localhost:8000", description="Where clients reach the server; used in documents.")
     trusted_proxies: Networks = Field(
-        (), description="Networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, comma separated."
+        (),
+        description="Networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, comma separated.",
     )
     allowed_hosts: Names = Field(
-        (), description="Host names answered, comma separated; empty answers any. `*.example.org` matches subdomains."
+        (),
+        description="Host names answered, comma separated; empty answers any. `*.example.org` matches subdomains.",
     )
     cors_origins: Names = Field((), description="Browser origins allowed to call the API, comma separated.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, bytes.")
     request_timeout: float = Field(10.0, gt=0, le=300, description="Longest time for one operation, seconds.")
     drain_delay: float = Field(
-        0.0, ge=0, le=120, description="Seconds between readiness off and the end of accepting, for load balancers."
+        0.0,
+        ge=0,
+        le=120,
+        description="Seconds between readiness off and the end of accepting, for load balancers.",
     )
     shutdown_timeout: float = Field(15.0, gt=0, le=300, description="Longest whole shutdown after the drain, seconds.")
 
 
 class Database(Group):
     url: SecretStr = Field(
-        SecretStr("postgresql://hw:hw-dev@127.0.0.1:15432/hw_db"), description="PostgreSQL address with credentials."
+        SecretStr("postgresql://hw:hw-dev@127.0.0.1:15432/hw_db"),
+        description="PostgreSQL address with credentials.",
     )
     password: SecretStr | None = Field(None, description="Password, if not part of `database.url`.")
     pool_max: int = Field(10, ge=1, le=1000, description="Connections at most, per worker.")
@@ -78,7 +84,9 @@ class Database(Group):
 
 
 class Redis(Group):
-    url: SecretStr = Field(SecretStr("redis://127.0.0.1:16379"), description="Redis or Valkey address without a database.")
+    url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:16379"), description="Redis or Valkey address without a database."
+    )
     password: SecretStr | None = Field(None, description="Password, if not part of `redis.url`.")
     cache_db: int = Field(0, ge=0, description="Database of rate limits, cached totals and socket counts.")
     auth_db: int = Field(1, ge=0, description="Database of sessions and revocations.")
@@ -90,15 +98,22 @@ class Oidc(Group):
     issuer: str = Field("http://127.0.0.1:18080/realms/hw", description="Issuer as it stands in tokens (`iss`).")
     internal_url: str | None = Field(None, description="Where this server reaches the issuer, if not at `oidc.issuer`.")
     audience: str = Field("hw-api", min_length=1, description="Required audience (`aud`) of access tokens.")
-    client_id: str = Field("hw-web", min_length=1, description="Public client of the API documents; audience of logout tokens.")
+    client_id: str = Field(
+        "hw-web", min_length=1, description="Public client of the API documents; audience of logout tokens."
+    )
     roles_claim: str = Field("realm_access.roles", description="Dotted path of the claim that lists roles.")
-    username_claim: str = Field("preferred_username", description="Claim of the user's name; `sub` where it is missing.")
+    username_claim: str = Field(
+        "preferred_username", description="Claim of the user's name; `sub` where it is missing."
+    )
     leeway: float = Field(10.0, ge=0, le=120, description="Clock difference tolerated, seconds.")
-    jwks_cooldown: float = Field(10.0, ge=0, le=3600, description="Least time between two fetches for unknown keys, seconds.")
+    jwks_cooldown: float = Field(
+        10.0, ge=0, le=3600, description="Least time between two fetches for unknown keys, seconds."
+    )
     timeout: float = Field(3.0, gt=0, le=30, description="Longest wait for the provider, seconds.")
     token_cache_size: int = Field(10_000, ge=0, description="Verified tokens kept in memory, per worker.")
     on_redis_down: OnRedisDown = Field(
-        "open", description="With Redis out of reach: `open` trusts the revocations known so far, `closed` answers 503."
+        "open",
+        description="With Redis out of reach: `open` trusts the revocations known so far, `closed` answers 503.",
     )
 
 
@@ -112,14 +127,18 @@ class RateLimit(Group):
 
 
 class WebSocket(Group):
-    allowed_origins: Names = Field((), description="Browser origins allowed to open a socket besides `http.cors_origins`.")
+    allowed_origins: Names = Field(
+        (), description="Browser origins allowed to open a socket besides `http.cors_origins`."
+    )
     auth_timeout: float = Field(5.0, gt=0, le=60, description="Time to sign in after connecting, seconds.")
     max_frame_bytes: int = Field(262_144, ge=1024, description="Largest message from a client, bytes.")
     max_in_flight: int = Field(16, ge=1, le=1000, description="Calls of one socket that run at the same time.")
     max_batch: int = Field(50, ge=1, le=1000, description="Calls in one batch.")
     max_connections: int = Field(20_000, ge=1, description="Open sockets at most, per worker.")
     send_buffer_bytes: int = Field(1_048_576, ge=4096, description="Unsent bytes after which a slow socket is closed.")
-    ping_interval: float = Field(20.0, gt=0, le=600, description="Seconds between pings; no answer in the same time closes.")
+    ping_interval: float = Field(
+        20.0, gt=0, le=600, description="Seconds between pings; no answer in the same time closes."
+    )
 
 
 class Audit(Group):
@@ -127,7 +146,9 @@ class Audit(Group):
     batch_size: int = Field(500, ge=1, le=10_000, description="Rows written at once.")
     flush_interval: float = Field(0.5, gt=0, le=60, description="Longest time a row waits in memory, seconds.")
     spill_dir: Path = Field(Path(".hw/spill"), description="Folder that takes rows while PostgreSQL is out of reach.")
-    spill_max_bytes: int = Field(268_435_456, ge=0, description="Bytes on disk at most; past it rows are counted as dropped.")
+    spill_max_bytes: int = Field(
+        268_435_456, ge=0, description="Bytes on disk at most; past it rows are counted as dropped."
+    )
     retention_months: int = Field(12, ge=1, le=240, description="Whole months kept; older partitions are dropped.")
     record_reads: bool = Field(True, description="Also record reads, not only changes, denials and sign-ins.")
 
@@ -139,7 +160,8 @@ class Log(Group):
 
 class Settings(Group):
     environment: Environment = Field(
-        Environment.DEVELOPMENT, description="`production` refuses development secrets and plain HTTP issuers."
+        Environment.DEVELOPMENT,
+        description="`production` refuses development secrets and plain HTTP issuers.",
     )
     http: Http = Field(default_factory=Http)
     database: Database = Field(default_factory=Database)
@@ -226,10 +248,15 @@ def _conflicts(settings: Settings) -> list[str]:
         if not usable:
             problems.append(f"{name}: must be an address that starts with {' or '.join(s + '://' for s in schemes)}")
     if settings.oidc.issuer.endswith("/"):
-        problems.append("oidc.issuer: must not end with a slash; it is compared with the token's `iss` letter by letter")
+        problems.append(
+            "oidc.issuer: must not end with a slash; it is compared with the token's `iss` letter by letter"
+        )
     if settings.redis.cache_db == settings.redis.auth_db:
         problems.append("redis.auth_db: must differ from redis.cache_db")
-    for name, origins in (("http.cors_origins", settings.http.cors_origins), ("ws.allowed_origins", settings.ws.allowed_origins)):
+    for name, origins in (
+        ("http.cors_origins", settings.http.cors_origins),
+        ("ws.allowed_origins", settings.ws.allowed_origins),
+    ):
         for origin in origins:
             parts = urlsplit(origin)
             if parts.scheme not in ("http", "https") or not parts.netloc or parts.path:
@@ -248,8 +275,14 @@ def _production(settings: Settings) -> list[str]:
     if not settings.http.allowed_hosts:
         problems.append("http.allowed_hosts: must name the hosts to answer in production")
     for name, password in (
-        ("database.password", settings.database.password or urlsplit(settings.database.url.get_secret_value()).password),
-        ("redis.password", settings.redis.password or urlsplit(settings.redis.url.get_secret_value()).password),
+        (
+            "database.password",
+            settings.database.password or urlsplit(settings.database.url.get_secret_value()).password,
+        ),
+        (
+            "redis.password",
+            settings.redis.password or urlsplit(settings.redis.url.get_secret_value()).password,
+        ),
     ):
         text = password.get_secret_value() if isinstance(password, SecretStr) else password
         if not text:

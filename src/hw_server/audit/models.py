@@ -43,5 +43,3 @@ class AuditFilter(BaseModel):
 class AuditQuery(AuditFilter):
     per_page: int = Field(50, ge=1, le=500)
     cursor: str | None = Field(None, max_length=1000)
-
-

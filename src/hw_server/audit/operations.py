@@ -20,7 +20,7 @@ async def list_entries(db: Read, query: AuditQuery) -> EntryPage:
 
 
 @operations.get("audit.get", "/{id}", role=AUDIT_READ)
-async def get_entry(db: Read, id: Id) -> AuditEntry:  # noqa: A002
+async def get_entry(db: Read, id: Id) -> AuditEntry:
     """Get one audit row."""
     entry = await repository.by_id(db, id)
     if entry is None:

@@ -30,25 +30,27 @@ def conditions(filters: AuditFilter) -> tuple[str, list[Any]]:
     return " AND ".join(clauses), args
 
 
-async def page(db: Connection, filters: AuditFilter, before: tuple[datetime, int] | None, limit: int) -> list[AuditEntry]:
+async def page(
+    db: Connection, filters: AuditFilter, before: tuple[datetime, int] | None, limit: int
+) -> list[AuditEntry]:
     """Newest first, from below the position `before`."""
     where, args = conditions(filters)
     if before is not None:
         args += before
         where += f" AND (occurred_at, id) < (${len(args) - 1}, ${len(args)})"
     order = f"ORDER BY occurred_at DESC, id DESC LIMIT {int(limit)}"
-    rows = await db.fetch(f"SELECT {COLUMNS} FROM user_actions WHERE {where} {order}", *args)  # noqa: S608
+    rows = await db.fetch(f"SELECT {COLUMNS} FROM user_actions WHERE {where} {order}", *args)
     return ENTRIES.validate_python([dict(row) for row in rows])
 
 
 async def by_id(db: Connection, entry_id: int) -> AuditEntry | None:
-    row = await db.fetchrow(f"SELECT {COLUMNS} FROM user_actions WHERE id = $1", entry_id)  # noqa: S608
+    row = await db.fetchrow(f"SELECT {COLUMNS} FROM user_actions WHERE id = $1", entry_id)
     return None if row is None else AuditEntry.model_validate(dict(row))
 
 
 async def stream(db: Connection, filters: AuditFilter) -> AsyncIterator[AuditEntry]:
     """All matching rows, oldest first, through a server-side cursor; needs a transaction."""
     where, args = conditions(filters)
-    query = f"SELECT {COLUMNS} FROM user_actions WHERE {where} ORDER BY occurred_at, id"  # noqa: S608
+    query = f"SELECT {COLUMNS} FROM user_actions WHERE {where} ORDER BY occurred_at, id"
     async for row in db.cursor(query, *args, prefetch=500):
         yield AuditEntry.model_validate(dict(row))

@@ -4,6 +4,7 @@ written in batches; while PostgreSQL is out of reach they go to disk and are rep
 import asyncio
 import time
 from collections import deque
+from contextlib import suppress
 
 import structlog
 
@@ -17,7 +18,9 @@ from hw_server.settings import Audit
 log = structlog.get_logger()
 
 COLUMNS = AuditRow._fields
-INSERT = f"INSERT INTO user_actions ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"  # noqa: S608
+INSERT = (
+    f"INSERT INTO user_actions ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"
+)
 
 
 class Trail:
@@ -52,10 +55,8 @@ class Trail:
 
     async def run(self) -> None:
         while True:
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._settings.flush_interval)
-            except TimeoutError:
-                pass
             self._wake.clear()
             await self.flush()
             await self._replay()
@@ -110,7 +111,8 @@ class Trail:
                 async with self._db.write() as connection:
                     # The segment's name is written with its rows: a file that was replayed but not removed is not written twice.
                     fresh = await connection.fetchval(
-                        "INSERT INTO audit_replays (segment) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true", segment.name
+                        "INSERT INTO audit_replays (segment) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true",
+                        segment.name,
                     )
                     if fresh:
                         await connection.copy_records_to_table("user_actions", records=rows, columns=COLUMNS)
@@ -119,5 +121,3 @@ class Trail:
             self._spill.remove(segment)
             self._written.inc(len(rows))
             log.info("audit_rows_replayed", rows=len(rows))
-
-

@@ -111,9 +111,7 @@ class Revocations:
         """Subscribes first and loads after, so that nothing falls between."""
         async with self._redis.client.pubsub() as feed:
             await feed.subscribe(self._keys.revocations)
-            loaded = await self._redis.client.zrangebyscore(
-                self._keys.revoked, time.time(), "+inf", withscores=True
-            )
+            loaded = await self._redis.client.zrangebyscore(self._keys.revoked, time.time(), "+inf", withscores=True)
             for entry, until in loaded:
                 self._add(entry.decode(), float(until))
             self.following = True
@@ -244,5 +242,7 @@ class SessionStore:
     async def first_use(self, jti: str, seconds: int) -> bool:
         """True once per logout token."""
         return bool(
-            await self._redis.run("sessions", lambda client: client.set(self._keys.logout_token(jti), 1, nx=True, ex=seconds))
+            await self._redis.run(
+                "sessions", lambda client: client.set(self._keys.logout_token(jti), 1, nx=True, ex=seconds)
+            )
         )

@@ -1,5 +1,12 @@
 from hw_server.authors import repository
-from hw_server.authors.models import AUTHORS_READ, AUTHORS_WRITE, Author, AuthorCreate, AuthorPatch, AuthorQuery
+from hw_server.authors.models import (
+    AUTHORS_READ,
+    AUTHORS_WRITE,
+    Author,
+    AuthorCreate,
+    AuthorPatch,
+    AuthorQuery,
+)
 from hw_server.errors import NotFound
 from hw_server.operations import AfterCommit, Cursor, Id, Operations, Page, Provided, Read, Totals, Write
 
@@ -32,27 +39,27 @@ async def create_author(db: Write, body: AuthorCreate, totals: Provided[Totals],
 
 
 @operations.get("authors.get", "/{id}", role=AUTHORS_READ)
-async def get_author(db: Read, id: Id) -> Author:  # noqa: A002
+async def get_author(db: Read, id: Id) -> Author:
     """Get an author."""
     return _found(await repository.by_id(db, id), id)
 
 
 @operations.put("authors.replace", "/{id}", role=AUTHORS_WRITE)
-async def replace_author(db: Write, id: Id, body: AuthorCreate, totals: Provided[Totals], after: AfterCommit) -> Author:  # noqa: A002
+async def replace_author(db: Write, id: Id, body: AuthorCreate, totals: Provided[Totals], after: AfterCommit) -> Author:
     """Replace an author."""
     after.append(totals.drop(TOTAL))
     return _found(await repository.update(db, id, body), id)
 
 
 @operations.patch("authors.update", "/{id}", role=AUTHORS_WRITE)
-async def update_author(db: Write, id: Id, body: AuthorPatch, totals: Provided[Totals], after: AfterCommit) -> Author:  # noqa: A002
+async def update_author(db: Write, id: Id, body: AuthorPatch, totals: Provided[Totals], after: AfterCommit) -> Author:
     """Change some fields of an author."""
     after.append(totals.drop(TOTAL))
     return _found(await repository.update(db, id, body), id)
 
 
 @operations.delete("authors.delete", "/{id}", role=AUTHORS_WRITE)
-async def delete_author(db: Write, id: Id, totals: Provided[Totals], after: AfterCommit) -> None:  # noqa: A002
+async def delete_author(db: Write, id: Id, totals: Provided[Totals], after: AfterCommit) -> None:
     """Delete an author."""
     after.append(totals.drop(TOTAL))
     if not await repository.delete(db, id):

@@ -34,7 +34,7 @@ async def page(db: Connection, query: AuthorQuery, after: tuple[Any, ...] | None
         where += f" AND {column} {'<' if down else '>'} ${len(args)}"
     args += [query.per_page + 1, query.offset]
     rows = await db.fetch(
-        f"SELECT {COLUMNS} FROM authors WHERE {where} ORDER BY {column}{order} "  # noqa: S608
+        f"SELECT {COLUMNS} FROM authors WHERE {where} ORDER BY {column}{order} "
         f"LIMIT ${len(args) - 1} OFFSET ${len(args)}",
         *args,
     )
@@ -43,16 +43,19 @@ async def page(db: Connection, query: AuthorQuery, after: tuple[Any, ...] | None
 
 async def count(db: Connection, query: AuthorQuery) -> int:
     where, args = _where(query)
-    return int(await db.fetchval(f"SELECT count(*) FROM authors WHERE {where}", *args))  # noqa: S608
+    return int(await db.fetchval(f"SELECT count(*) FROM authors WHERE {where}", *args))
 
 
 async def by_id(db: Connection, author_id: int) -> Author | None:
-    return _author(await db.fetchrow(f"SELECT {COLUMNS} FROM authors WHERE id = $1", author_id))  # noqa: S608
+    return _author(await db.fetchrow(f"SELECT {COLUMNS} FROM authors WHERE id = $1", author_id))
 
 
 async def insert(db: Connection, body: AuthorCreate) -> Author:
     row = await db.fetchrow(
-        f"INSERT INTO authors (name, bio, born) VALUES ($1, $2, $3) RETURNING {COLUMNS}", body.name, body.bio, body.born  # noqa: S608
+        f"INSERT INTO authors (name, bio, born) VALUES ($1, $2, $3) RETURNING {COLUMNS}",
+        body.name,
+        body.bio,
+        body.born,
     )
     return Author(**row)
 
@@ -62,7 +65,7 @@ async def update(db: Connection, author_id: int, body: AuthorCreate | AuthorPatc
     names = [name for name in PATCHABLE if isinstance(body, AuthorCreate) or name in body.model_fields_set]
     sets = "".join(f"{name} = ${index}, " for index, name in enumerate(names, 2))
     row = await db.fetchrow(
-        f"UPDATE authors SET {sets}updated_at = now() WHERE id = $1 RETURNING {COLUMNS}",  # noqa: S608
+        f"UPDATE authors SET {sets}updated_at = now() WHERE id = $1 RETURNING {COLUMNS}",
         author_id,
         *(getattr(body, name) for name in names),
     )

@@ -28,11 +28,17 @@ def list_entries(
     from hw_server.audit.models import AuditFilter
 
     try:
-        filters = AuditFilter.model_validate({
-            "user": user, "action": action, "resource": resource, "outcome": outcome, "request_id": request_id,
-            "since": since and since.replace(tzinfo=since.tzinfo or UTC),
-            "until": until and until.replace(tzinfo=until.tzinfo or UTC),
-        })  # fmt: skip
+        filters = AuditFilter.model_validate(
+            {
+                "user": user,
+                "action": action,
+                "resource": resource,
+                "outcome": outcome,
+                "request_id": request_id,
+                "since": since and since.replace(tzinfo=since.tzinfo or UTC),
+                "until": until and until.replace(tzinfo=until.tzinfo or UTC),
+            }
+        )
     except ValidationError as error:
         typer.echo(f"--{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}", err=True)
         raise typer.Exit(2) from None

@@ -28,7 +28,12 @@ def show(
 ) -> None:
     """List every setting with its variable, value and meaning."""
     found = [
-        {"name": name, "variable": variable_of(name), "value": _shown(value, reveal), "description": description}
+        {
+            "name": name,
+            "variable": variable_of(name),
+            "value": _shown(value, reveal),
+            "description": description,
+        }
         for name, value, description in _walk(settings_or_exit())
     ]
     if as_json:

@@ -22,7 +22,9 @@ def up(revision: Annotated[str, typer.Argument(help="Last migration to apply.")]
 
 
 @app.command()
-def down(revision: Annotated[str, typer.Argument(help="Migration to go back to; -1 reverts one.")] = "-1") -> None:
+def down(
+    revision: Annotated[str, typer.Argument(help="Migration to go back to; -1 reverts one.")] = "-1",
+) -> None:
     """Revert migrations; data of dropped tables is gone."""
     from hw_server.db import migrations
 

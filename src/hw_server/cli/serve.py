@@ -22,7 +22,9 @@ def settings_or_exit(environment: dict[str, str] | None = None) -> Settings:
 
 
 def serve(
-    workers: Annotated[int | None, typer.Option(help="Worker processes; default: http.workers.", min=1, max=256)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes; default: http.workers.", min=1, max=256)
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: http.host.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; default: http.port.", min=1, max=65535)] = None,
 ) -> None:
@@ -31,14 +33,19 @@ def serve(
     from hw_server.server import Workers, listen, run_worker
 
     settings = settings_or_exit()
-    chosen = {name: value for name, value in (("workers", workers), ("host", host), ("port", port)) if value is not None}
+    chosen = {
+        name: value for name, value in (("workers", workers), ("host", host), ("port", port)) if value is not None
+    }
     settings = settings.model_copy(update={"http": settings.http.model_copy(update=chosen)})
     logging.configure(settings.log)
     try:
         bound = listen(settings.http.host, settings.http.port)
     except OSError as error:
-        typer.echo(f"cannot listen on {settings.http.host}:{settings.http.port}: {error.strerror}; "
-                   "stop what uses the port or set --port", err=True)
+        typer.echo(
+            f"cannot listen on {settings.http.host}:{settings.http.port}: {error.strerror}; "
+            "stop what uses the port or set --port",
+            err=True,
+        )
         raise typer.Exit(1) from None
     if settings.database.migrate_on_start:
         _migrate(settings)
@@ -56,7 +63,7 @@ def _migrate(settings: Settings) -> None:
         try:
             asyncio.run(migrations.upgrade(settings.database))
         except (OSError, SQLAlchemyError, TimeoutError) as error:
-            if time.monotonic() > deadline or isinstance(error, SQLAlchemyError) and not _unreachable(error):
+            if time.monotonic() > deadline or (isinstance(error, SQLAlchemyError) and not _unreachable(error)):
                 typer.echo(f"migrations failed: {str(error).splitlines()[0]}", err=True)
                 raise typer.Exit(1) from None
             time.sleep(1)
@@ -66,4 +73,6 @@ def _migrate(settings: Settings) -> None:
 
 def _unreachable(error: Exception) -> bool:
     text = str(error)
-    return any(word in text for word in ("CannotConnectNow", "ConnectionDoesNotExist", "Connect call failed", "starting up"))
+    return any(
+        word in text for word in ("CannotConnectNow", "ConnectionDoesNotExist", "Connect call failed", "starting up")
+    )

@@ -50,7 +50,11 @@ def up(
     started = time.monotonic()
     try:
         running = _saved(state)
-        if running is not None and _any_runs(running) and (running.ports, running.provider == "keycloak") != (ports, keycloak):
+        if (
+            running is not None
+            and _any_runs(running)
+            and (running.ports, running.provider == "keycloak") != (ports, keycloak)
+        ):
             raise EmbeddedError("the stack runs already with other options; `hw down` first")
         if keycloak:
             real_keycloak.provide_java()
@@ -86,7 +90,12 @@ def status(
     stack = _saved(state)
     processes = list(stack.processes.values()) if stack else []
     found: list[dict[str, Any]] = [
-        {"name": process.service.name, "pid": process.pid, "port": process.service.port, "state": process.status}
+        {
+            "name": process.service.name,
+            "pid": process.pid,
+            "port": process.service.port,
+            "state": process.status,
+        }
         for process in processes
     ]
     if as_json:
@@ -122,7 +131,8 @@ def logs(
 
 
 def clean(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, state: State = DEFAULT_STATE
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    state: State = DEFAULT_STATE,
 ) -> None:
     """Stop everything and remove its data."""
     from hw_server.embedded.postgres import remove_data
@@ -215,7 +225,10 @@ def _table(stack: "Stack") -> None:
         ("API documents", f"{base}/docs"),
         ("WebSocket", f"ws://localhost:{stack.ports.app}/web"),
         ("Health, metrics", f"{base}/health  {base}/metrics"),
-        ("Identity provider", f"{identity}/admin (admin / admin)" if stack.provider == "keycloak" else identity),
+        (
+            "Identity provider",
+            f"{identity}/admin (admin / admin)" if stack.provider == "keycloak" else identity,
+        ),
         ("PostgreSQL", f"postgresql://hw:hw-dev@127.0.0.1:{stack.ports.postgres}/hw_db"),
         ("Valkey", f"redis://127.0.0.1:{stack.ports.redis}"),
     )
@@ -232,5 +245,3 @@ def _table(stack: "Stack") -> None:
     shown = hw.relative_to(Path.cwd()) if hw.is_relative_to(Path.cwd()) else hw
     console.print("A first request:\n", highlight=False)
     print(f'  curl -s -H "Authorization: Bearer $({shown} token alice)" {base}/api/authors\n')
-
-

@@ -14,8 +14,13 @@ def _users() -> list[str]:
 
 
 def token(
-    user: Annotated[str, typer.Argument(help="User name; development users' passwords are their names.", autocompletion=_users)],
-    password: Annotated[str | None, typer.Option(help="Password, where it is not the name.", envvar="HWPASSWORD")] = None,
+    user: Annotated[
+        str,
+        typer.Argument(help="User name; development users' passwords are their names.", autocompletion=_users),
+    ],
+    password: Annotated[
+        str | None, typer.Option(help="Password, where it is not the name.", envvar="HWPASSWORD")
+    ] = None,
 ) -> None:
     """Print a fresh access token and nothing else (password grant, for development)."""
     import httpx

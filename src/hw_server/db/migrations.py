@@ -80,4 +80,3 @@ async def _locked(settings: DatabaseSettings, run: Callable[[Config], None]) -> 
             await connection.run_sync(inside)
     finally:
         await engine.dispose()
-

@@ -24,10 +24,14 @@ UNREACHABLE = (
     asyncpg.InvalidCatalogNameError,
 )
 KEYWORDS = ("select", "insert", "update", "delete")
-SOUND = (DomainError, asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)  # leave a connection fit for use
+SOUND = (
+    DomainError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+)  # leave a connection fit for use
 
 
-class Connection(asyncpg.Connection):  # type: ignore[type-arg]
+class Connection(asyncpg.Connection):
     """Times every statement."""
 
     observe: Any = None  # callable(statement, seconds), given by the pool

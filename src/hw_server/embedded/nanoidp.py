@@ -24,7 +24,17 @@ def service(state: Path, port: int, app_port: int) -> Service:
     return Service(
         name="nanoidp",
         port=port,
-        command=[sys.executable, "-m", "nanoidp", "--config", str(folder), "--host", "127.0.0.1", "--port", str(port)],
+        command=[
+            sys.executable,
+            "-m",
+            "nanoidp",
+            "--config",
+            str(folder),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ],
         environment={"PATH": os.environ.get("PATH", ""), "PYTHONDONTWRITEBYTECODE": "1"},
         ready=lambda: serves(f"{issuer}/.well-known/openid-configuration"),
         prepare=prepare,

@@ -41,10 +41,25 @@ def service(state: Path, port: int) -> Service:
             os.chown(password, user, user)
         try:
             subprocess.run(  # noqa: S603
-                [install / "bin/initdb", "-D", data, "-U", SUPERUSER, "-A", "scram-sha-256", f"--pwfile={password}",
-                 "-E", "UTF8", "--locale=C.UTF-8"],
-                check=True, capture_output=True, cwd="/", user=user, group=user,
-            )  # fmt: skip
+                [
+                    str(install / "bin/initdb"),
+                    "-D",
+                    str(data),
+                    "-U",
+                    SUPERUSER,
+                    "-A",
+                    "scram-sha-256",
+                    f"--pwfile={password}",
+                    "-E",
+                    "UTF8",
+                    "--locale=C.UTF-8",
+                ],
+                check=True,
+                capture_output=True,
+                cwd="/",
+                user=user,
+                group=user,
+            )
         finally:
             password.unlink()
 
@@ -84,7 +99,7 @@ async def _roles_and_databases(port: int) -> None:
 
 
 def _ready(install: Path, port: int) -> bool:
-    command = [install / "bin/pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
+    command = [str(install / "bin/pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
     return subprocess.run(command, check=False).returncode == 0  # noqa: S603
 
 

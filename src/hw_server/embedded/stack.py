@@ -31,7 +31,11 @@ class Stack:
             if provider == "keycloak"
             else nanoidp.service(self.state, ports.oidc, ports.app)
         )
-        services = (postgres.service(self.state, ports.postgres), valkey.service(self.state, ports.redis), identity)
+        services = (
+            postgres.service(self.state, ports.postgres),
+            valkey.service(self.state, ports.redis),
+            identity,
+        )
         self.processes = {service.name: Process(service, self.state) for service in services}
 
     def add(self, service: Service) -> Process:

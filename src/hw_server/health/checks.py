@@ -31,7 +31,9 @@ class Health:
 
     name = "health"
 
-    def __init__(self, db: Database, cache: RedisClient, auth: RedisClient, keys: SigningKeys, metrics: Metrics) -> None:
+    def __init__(
+        self, db: Database, cache: RedisClient, auth: RedisClient, keys: SigningKeys, metrics: Metrics
+    ) -> None:
         self._checks: dict[str, Any] = {
             "postgresql": db.ping,
             "redis_cache": cache.ping,

@@ -27,7 +27,9 @@ async def live() -> dict[str, str]:
 
 
 @router.get("/metrics", operation_id="health.metrics", response_class=Response, include_in_schema=False)
-async def expose(metrics: Annotated[Metrics, provided(Metrics)], db: Annotated[Database, provided(Database)]) -> Response:
+async def expose(
+    metrics: Annotated[Metrics, provided(Metrics)], db: Annotated[Database, provided(Database)]
+) -> Response:
     """Metrics as Prometheus text."""
     db.report()
     return Response(metrics.expose(), media_type=metrics.content_type)

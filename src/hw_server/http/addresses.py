@@ -16,7 +16,7 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 def client_address(scope: Scope, trusted: Networks) -> str | None:
     """The nearest address that is not a trusted proxy; `X-Forwarded-For` from anybody else is not looked at."""
-    peer = scope["client"][0] if scope.get("client") else None
+    peer: str | None = scope["client"][0] if scope.get("client") else None
     if not trusted or peer is None or not _within(peer, trusted):
         return peer
     forwarded = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for")

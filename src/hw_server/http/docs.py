@@ -35,7 +35,11 @@ def add_documents(app: FastAPI, settings: Oidc) -> None:
             openapi_url="/openapi.json",
             title="hw-server API",
             oauth2_redirect_url=REDIRECT,
-            init_oauth={"clientId": settings.client_id, "usePkceWithAuthorizationCodeGrant": True, "scopes": "openid"},
+            init_oauth={
+                "clientId": settings.client_id,
+                "usePkceWithAuthorizationCodeGrant": True,
+                "scopes": "openid",
+            },
             swagger_js_url="/docs/assets/swagger-ui-bundle.js",
             swagger_css_url="/docs/assets/swagger-ui.css",
             swagger_favicon_url="/docs/assets/favicon.png",
@@ -51,5 +55,3 @@ def add_documents(app: FastAPI, settings: Oidc) -> None:
 def _origin(address: str) -> str:
     scheme, _, rest = address.partition("://")
     return f"{scheme}://{rest.partition('/')[0]}"
-
-

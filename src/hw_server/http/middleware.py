@@ -87,7 +87,10 @@ class Observe:
         key = (method, route, status)
         series = self._series.get(key)
         if series is None:
-            series = (self._requests.labels(method, route, str(status)), self._durations.labels(method, route))
+            series = (
+                self._requests.labels(method, route, str(status)),
+                self._durations.labels(method, route),
+            )
             self._series[key] = series
         elapsed = time.perf_counter() - call.started
         series[0].inc()

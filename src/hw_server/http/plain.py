@@ -1,6 +1,5 @@
 """For routes that only HTTP speaks: the caller's role as a dependency, and the application's parts."""
 
-
 from typing import Any
 
 from fastapi import Depends, Request
@@ -8,6 +7,7 @@ from fastapi import Depends, Request
 from hw_server.auth import Principal
 from hw_server.http.middleware import CALL
 from hw_server.operations import Call, authorize
+
 
 def call_of(request: Request) -> Call:
     call: Call = request.scope[CALL]
@@ -33,5 +33,3 @@ def provided(kind: Any) -> Any:
         return request.app.state.provided[kind]
 
     return Depends(part)
-
-

@@ -46,10 +46,17 @@ class FieldProblem(BaseModel):
 class Problem(BaseModel):
     """An error as every route answers it."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {
-        "type": "about:blank", "title": "There is no such thing", "status": 404, "code": "not_found",
-        "request_id": "5f0c6f3f6e9a4b0f",
-    }})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "about:blank",
+                "title": "There is no such thing",
+                "status": 404,
+                "code": "not_found",
+                "request_id": "5f0c6f3f6e9a4b0f",
+            }
+        }
+    )
 
     type: str = "about:blank"
     title: str
@@ -70,10 +77,16 @@ def domain_error(error: Exception) -> DomainError | None:
             problems = error.errors()
             if any(item["type"] == "json_invalid" for item in problems):
                 return Malformed("not valid JSON")
-            return InvalidInput([
-                {"field": ".".join(map(str, item["loc"][1:])), "message": item["msg"], "type": item["type"]}
-                for item in problems
-            ])
+            return InvalidInput(
+                [
+                    {
+                        "field": ".".join(map(str, item["loc"][1:])),
+                        "message": item["msg"],
+                        "type": item["type"],
+                    }
+                    for item in problems
+                ]
+            )
         case HTTPException(status_code=404):
             return NotFound("there is no such route")
         case HTTPException(status_code=405):

@@ -111,4 +111,3 @@ async def _json_body(request: Request) -> bytes:
     if not chunks:
         raise Malformed("the body is empty; a JSON object is expected")
     return b"".join(chunks)
-

@@ -39,7 +39,7 @@ class Binder:
         self.fields: dict[str, Any] = {}
         self.given = self._classify(inspect.signature(operation.handler), hints, provided)
         self._owner = self._owners()
-        self.model = create_model(
+        self.model: type[BaseModel] = create_model(  # type: ignore[call-overload]
             operation.name.replace(".", "_"),
             __config__=ConfigDict(extra="forbid"),
             **{name: (kind, ...) for name, kind in self.fields.items()},

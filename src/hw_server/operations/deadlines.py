@@ -21,7 +21,9 @@ class Deadlines:
         assert task is not None
         self._running[task] = task.get_loop().time() + self._seconds
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._running.pop(task, None)

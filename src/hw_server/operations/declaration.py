@@ -51,6 +51,7 @@ class Operation:
     role: str | None
     public: bool
     status: int
+
     @property
     def tag(self) -> str:
         return self.name.partition(".")[0]
@@ -83,7 +84,9 @@ class Operations:
 
         return register
 
-    def get(self, name: str, path: str = "", *, role: str | None = None, public: bool = False) -> Callable[[Handler], Handler]:
+    def get(
+        self, name: str, path: str = "", *, role: str | None = None, public: bool = False
+    ) -> Callable[[Handler], Handler]:
         return self._declare("GET", name, path, role, public, 200)
 
     def post(
@@ -91,13 +94,19 @@ class Operations:
     ) -> Callable[[Handler], Handler]:
         return self._declare("POST", name, path, role, public, status)
 
-    def put(self, name: str, path: str = "", *, role: str | None = None, public: bool = False) -> Callable[[Handler], Handler]:
+    def put(
+        self, name: str, path: str = "", *, role: str | None = None, public: bool = False
+    ) -> Callable[[Handler], Handler]:
         return self._declare("PUT", name, path, role, public, 200)
 
-    def patch(self, name: str, path: str = "", *, role: str | None = None, public: bool = False) -> Callable[[Handler], Handler]:
+    def patch(
+        self, name: str, path: str = "", *, role: str | None = None, public: bool = False
+    ) -> Callable[[Handler], Handler]:
         return self._declare("PATCH", name, path, role, public, 200)
 
-    def delete(self, name: str, path: str = "", *, role: str | None = None, public: bool = False) -> Callable[[Handler], Handler]:
+    def delete(
+        self, name: str, path: str = "", *, role: str | None = None, public: bool = False
+    ) -> Callable[[Handler], Handler]:
         return self._declare("DELETE", name, path, role, public, 204)
 
 

@@ -64,9 +64,9 @@ class Executor:
                     return await self._write(bound, call, arguments)
                 answer = await self._read(bound, call, arguments)
         except TimeoutError:
-            error = Timeout()
-            self._refused(bound, call, arguments, error)
-            raise error from None
+            late = Timeout()
+            self._refused(bound, call, arguments, late)
+            raise late from None
         except DomainError as problem:
             error = _named_conflict(problem, bound)
             self._refused(bound, call, arguments, error)
@@ -111,9 +111,7 @@ class Executor:
                 log.warning("after_commit_failed", operation=operation.name, error=error.code)
         return answer
 
-    def _refused(
-        self, bound: BoundOperation, call: Call, arguments: dict[str, Any] | None, error: DomainError
-    ) -> None:
+    def _refused(self, bound: BoundOperation, call: Call, arguments: dict[str, Any] | None, error: DomainError) -> None:
         denied = isinstance(error, Unauthenticated | Forbidden)
         outcome, status = "denied" if denied else "failure", self._status_of(error)
         self._audit.record(self._row(bound.operation, call, arguments, None, outcome, status, error.code))

@@ -79,7 +79,10 @@ class Totals:
 
     async def get(self, name: str, filters: BaseModel, count: Callable[[], Awaitable[int]]) -> int:
         """The cached total of the list `name` under `filters`, else what `count` says."""
-        key, field = self._keys.totals(name), filters.model_dump_json(exclude={"page", "per_page", "cursor", "sort"})
+        key, field = (
+            self._keys.totals(name),
+            filters.model_dump_json(exclude={"page", "per_page", "cursor", "sort"}),
+        )
         try:
             cached = await self._redis.run("totals", lambda client: client.hget(key, field))
         except Unavailable:

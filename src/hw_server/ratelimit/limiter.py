@@ -127,7 +127,9 @@ class RateLimiter:
 
 
 async def _evaluate(client: Any, batch: list[tuple[str, int, "asyncio.Future[Decision]"]]) -> Any:
-    return await SLIDING_WINDOW.run(client, [key for key, _, _ in batch], [WINDOW * 1000, *(limit for _, limit, _ in batch)])
+    return await SLIDING_WINDOW.run(
+        client, [key for key, _, _ in batch], [WINDOW * 1000, *(limit for _, limit, _ in batch)]
+    )
 
 
 class LocalWindows:

@@ -21,7 +21,7 @@ FAILURES = (RedisError, OSError, TimeoutError)
 
 class RedisClient:
     def __init__(self, settings: RedisSettings, db: int, metrics: Metrics) -> None:
-        self.client: redis.Redis = redis.Redis.from_url(
+        self.client: Any = redis.Redis.from_url(
             settings.url.get_secret_value(),
             db=db,
             password=settings.password.get_secret_value() if settings.password else None,
@@ -40,7 +40,7 @@ class RedisClient:
         """True in the moment after a failure."""
         return time.monotonic() < self._closed_until
 
-    async def run(self, purpose: str, call: Callable[["redis.Redis"], Awaitable[T]]) -> T:
+    async def run(self, purpose: str, call: Callable[[Any], Awaitable[T]]) -> T:
         """The answer of `call`; `Unavailable` where Redis is out of reach or was a moment ago."""
         if self.paused:
             raise Unavailable("Redis is out of reach")
@@ -73,12 +73,11 @@ class Script:
         self.source = source
         self._sha: str | None = None
 
-    async def run(self, client: "redis.Redis", keys: list[str], args: list[Any]) -> Any:
+    async def run(self, client: Any, keys: list[str], args: list[Any]) -> Any:
         if self._sha is not None:
             try:
-                return await client.execute_command("EVALSHA", self._sha, len(keys), *keys, *args)
+                return await client.evalsha(self._sha, len(keys), *keys, *args)
             except NoScriptError:
                 pass
         self._sha = await client.script_load(self.source)
-        return await client.execute_command("EVALSHA", self._sha, len(keys), *keys, *args)
-
+        return await client.evalsha(self._sha, len(keys), *keys, *args)

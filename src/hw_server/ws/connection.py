@@ -41,7 +41,11 @@ class Connection:
     )
 
     def __init__(
-        self, dispatcher: "Dispatcher", protocol: DirectWebSocketProtocol, client_ip: str | None, user_agent: bytes | None
+        self,
+        dispatcher: "Dispatcher",
+        protocol: DirectWebSocketProtocol,
+        client_ip: str | None,
+        user_agent: bytes | None,
     ) -> None:
         self.id = secrets.token_hex(8)
         self.client_ip = client_ip

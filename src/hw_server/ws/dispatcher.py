@@ -96,9 +96,11 @@ class Dispatcher:
         method, code, answer, call_id = "invalid", "ok", None, None
         try:
             call_id, method_name, params = _request(message)
-            method = method_name if method_name in self._platform or method_name in self._executor.operations else "unknown"
+            method = (
+                method_name if method_name in self._platform or method_name in self._executor.operations else "unknown"
+            )
             result = await self._run(connection, call, method_name, params)
-            answer = b"%s%s,\"result\":%s}" % (PREFIX, to_json(call_id), result or b"null")
+            answer = b'%s%s,"result":%s}' % (PREFIX, to_json(call_id), result or b"null")
         except DomainError as error:
             code = error.code
             answer = _error(_usable_id(message), error, call.request_id)
@@ -218,7 +220,9 @@ def _token(params: dict[str, Any]) -> str:
     try:
         return TokenParams.model_validate(params).token
     except ValidationError:
-        raise InvalidInput([{"field": "token", "message": "an access token is expected, and nothing else", "type": "token"}]) from None
+        raise InvalidInput(
+            [{"field": "token", "message": "an access token is expected, and nothing else", "type": "token"}]
+        ) from None
 
 
 def _session(principal: Principal) -> dict[str, Any]:

@@ -30,16 +30,19 @@ class Endpoint:
         refusal = self._refusal(scope)
         if refusal is not None:
             self._hub.count(refusal[1])
-            await _refuse(send, *refusal)
+            await _refuse(scope, send, *refusal)
             return
         connection = Connection(
-            self._dispatcher, scope[PROTOCOL], client_address(scope, self._trusted), header(scope, b"user-agent")
+            self._dispatcher,
+            scope[PROTOCOL],
+            client_address(scope, self._trusted),
+            header(scope, b"user-agent"),
         )
         scope[PROTOCOL].deliver_to(connection.on_message)
         credentials = header(scope, b"authorization")
         if credentials is not None and (status := await self._sign_in(connection, credentials)):
             self._hub.count(Close.UNAUTHENTICATED.name.lower())
-            await _refuse(send, status, "unauthenticated")
+            await _refuse(scope, send, status, "unauthenticated")
             return
         self._hub.add(connection)
         try:
@@ -74,9 +77,10 @@ class Endpoint:
         return None
 
 
-async def _refuse(send: Send, status: int, reason: str) -> None:
+async def _refuse(scope: Scope, send: Send, status: int, reason: str) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
     if status == 401:
         headers.append((b"www-authenticate", b'Bearer realm="hw", error="invalid_token"'))
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": reason.encode(), "more_body": False})
+    scope[PROTOCOL].refused()

@@ -72,7 +72,9 @@ class Hub:
             left = principal.expires_at - now
             if left <= 0:
                 connection.close(Close.TOKEN_EXPIRED)
-            elif not connection.warned and left <= min(EXPIRY_WARNING, (principal.expires_at - principal.issued_at) / 2):
+            elif not connection.warned and left <= min(
+                EXPIRY_WARNING, (principal.expires_at - principal.issued_at) / 2
+            ):
                 connection.warned = True
                 connection.notify("session.expiring", {"expires_at": principal.expires_at})
 

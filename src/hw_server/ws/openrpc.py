@@ -46,7 +46,8 @@ def _method(bound: BoundOperation, schemas: dict[str, Any]) -> dict[str, Any]:
             model = schemas[schema["$ref"].rsplit("/", 1)[1]]
             required = model.get("required", [])
             params += [
-                {"name": name, "required": name in required, "schema": field} for name, field in model["properties"].items()
+                {"name": name, "required": name in required, "schema": field}
+                for name, field in model["properties"].items()
             ]
         else:
             params.append({"name": part, "required": True, "schema": schema})

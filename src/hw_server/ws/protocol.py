@@ -3,7 +3,7 @@ frame straight to the transport. The handshake, control frames, close and keep-a
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
@@ -26,7 +26,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
         if hasattr(self, "scope"):
-            self.scope[PROTOCOL] = self  # type: ignore[typeddict-unknown-key]
+            cast("dict[str, Any]", self.scope)[PROTOCOL] = self
 
     def send_receive_event_to_app(self) -> None:
         if self.on_message is None:
@@ -62,6 +62,10 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.read_paused and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()
+
+    def refused(self) -> None:
+        """The handshake was answered with an HTTP error; without this uvicorn logs an incomplete one."""
+        self.handshake_complete = True
 
     def close(self, code: int, reason: str, patience: float) -> None:
         """Sends a close frame; the connection is cut when the peer has not answered after `patience` seconds."""
