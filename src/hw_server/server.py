@@ -62,6 +62,11 @@ class Server(uvicorn.Server):
     def failed(self) -> bool:
         return self._failed or not self.started
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn would raise the signal again after the shutdown; the exit code tells more."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._lifecycle.drain()
         await super().shutdown(sockets)

@@ -196,7 +196,7 @@ def load(environ: dict[str, str] | None = None) -> Settings:
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        problems += [_explain(item) for item in error.errors(include_input=False, include_url=False)]
+        problems += dict.fromkeys(_explain(item) for item in error.errors(include_input=False, include_url=False))
         raise SettingsError(problems) from None
     problems += _conflicts(settings)
     if problems:
@@ -223,9 +223,11 @@ def _place(values: dict[str, Any], path: list[str], text: str) -> None:
 
 
 def _explain(error: Any) -> str:
-    name = ".".join(str(part) for part in error["loc"])
+    name = ".".join(str(part) for part in error["loc"][:2])
     if error["type"] == "extra_forbidden":
         return f"{name}: there is no such setting ({variable_of(name)}); `hw config show` lists all"
+    if len(error["loc"]) > 2:
+        return f"{name}: holds a value that cannot be read ({variable_of(name)})"
     return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]} ({variable_of(name)})"
 
 
@@ -236,7 +238,7 @@ def _conflicts(settings: Settings) -> list[str]:
         ("database.url", settings.database.url.get_secret_value(), ("postgresql", "postgres")),
         ("redis.url", settings.redis.url.get_secret_value(), ("redis", "rediss", "unix")),
         ("oidc.issuer", settings.oidc.issuer, ("http", "https")),
-        ("oidc.internal_url", settings.oidc.internal_url or settings.oidc.issuer, ("http", "https")),
+        ("oidc.internal_url", settings.oidc.internal_url or "http://unset", ("http", "https")),
         ("http.public_url", settings.http.public_url, ("http", "https")),
     ):
         try:

@@ -23,11 +23,11 @@ LONGEST_AGE = 300  # seconds since `iat`
 @router.post("/auth/backchannel-logout", operation_id="sessions.backchannel_logout", responses=problems(400, 503))
 async def backchannel_logout(
     request: Request,
-    logout_token: Annotated[str, Form()],
     settings: Annotated[Settings, provided(Settings)],
     verifier: Annotated[TokenVerifier, provided(TokenVerifier)],
     sessions: Annotated[SessionStore, provided(SessionStore)],
     trail: Annotated[AuditTrail, provided(AuditTrail)],
+    logout_token: Annotated[str, Form()] = "",
 ) -> Response:
     """End the sessions that a logout token of the provider names. 400 for anything but a good one."""
     try:

@@ -1,0 +1,223 @@
+"""Real servers for the tests: one stack for each test process, on free ports, in a temporary folder."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+import websockets
+
+from hw_server.embedded import Ports, Stack
+from tests.provider import Provider
+
+PROJECT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Running:
+    """A server under test: `hw serve` in a process of its own."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log_file: Path
+    environment: dict[str, str]
+
+    @property
+    def ws_url(self) -> str:
+        return self.url.replace("http", "ws", 1) + "/web"
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{")]
+
+    def client(self, token: str | None = None, **options: Any) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20, **options)
+
+    def socket(self, token: str | None = None, **options: Any) -> "Socket":
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        options.setdefault("additional_headers", headers)
+        return Socket(websockets.connect(self.ws_url, proxy=None, **options))
+
+
+class Socket:
+    """A JSON-RPC client of one socket."""
+
+    def __init__(self, connecting: Any) -> None:
+        self._connecting = connecting
+        self._next = 0
+
+    async def __aenter__(self) -> "Socket":
+        self.raw = await self._connecting.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._connecting.__aexit__(*error)
+
+    async def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self._next += 1
+        await self.raw.send(json.dumps({"jsonrpc": "2.0", "id": self._next, "method": method, "params": params}))
+        while (answer := await self.read()).get("id") != self._next:
+            continue
+        return answer
+
+    async def read(self) -> Any:
+        return json.loads(await asyncio.wait_for(self.raw.recv(), 20))
+
+    async def closed(self) -> tuple[int, str]:
+        """Waits for the end; messages before it are skipped."""
+        async with asyncio.timeout(20):
+            with contextlib.suppress(websockets.ConnectionClosed):
+                while True:
+                    await self.raw.recv()
+        return self.raw.close_code, self.raw.close_reason
+
+
+Serve = Callable[..., AbstractContextManager[Running]]
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    folder = Path(tempfile.mkdtemp(prefix="hw-test-"))
+    folder.chmod(0o755)
+    stack = Stack(folder, Ports(free_port(), free_port(), free_port(), free_port()))
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def run_server(environment: dict[str, str], folder: Path, *arguments: str) -> Iterator[Running]:
+    port = environment["HW_HTTP__PORT"]
+    log_file = folder / f"server-{port}-{time.monotonic_ns()}.log"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
+    command = [sys.executable, "-m", "hw_server.cli", "serve", *arguments]
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(
+            command, env={**clean, **environment}, stdout=log, stderr=log, cwd=PROJECT, start_new_session=True
+        )
+    try:
+        _wait(process, f"http://127.0.0.1:{port}/health/live", log_file)
+        yield Running(f"http://127.0.0.1:{port}", process, log_file, environment)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(40)
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log_file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log_file.read_text()
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"the server did not answer:\n{log_file.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def serve(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Serve:
+    """`with serve(HW_...="...") as running:` a server of its own with other settings."""
+
+    def start(*arguments: str, **settings: str) -> AbstractContextManager[Running]:
+        spill = tmp_path_factory.mktemp("spill")
+        environment = {**stack.environment(), "HW_HTTP__PORT": str(free_port()), "HW_AUDIT__SPILL_DIR": str(spill)}
+        return run_server({**environment, **settings}, tmp_path_factory.mktemp("log"), *arguments)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(serve: Serve) -> Iterator[Running]:
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def token(stack: Stack) -> Callable[[str], str]:
+    """A real access token of a development user; cached."""
+    cached: dict[str, str] = {}
+
+    def fresh(user: str) -> str:
+        if user not in cached:
+            cached[user] = sign_in(stack, user)["access_token"]
+        return cached[user]
+
+    return fresh
+
+
+def sign_in(stack: Stack, user: str) -> dict[str, Any]:
+    form = {"grant_type": "password", "client_id": "hw-web", "username": user, "password": user, "scope": "openid"}
+    base = stack.environment()["HW_OIDC__ISSUER"]
+    endpoint = httpx.get(f"{base}/.well-known/openid-configuration").json()["token_endpoint"]
+    answer: dict[str, Any] = httpx.post(endpoint, data=form, timeout=10).raise_for_status().json()
+    return answer
+
+
+@pytest.fixture
+async def alice(server: Running, token: Callable[[str], str]) -> AsyncIterator[httpx.AsyncClient]:
+    async with server.client(token("alice")) as client:
+        yield client
+
+
+@pytest.fixture
+async def dave(server: Running, token: Callable[[str], str]) -> AsyncIterator[httpx.AsyncClient]:
+    async with server.client(token("dave")) as client:
+        yield client
+
+
+@pytest.fixture
+async def database(stack: Stack) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[Provider]:
+    """An OpenID provider of our own: signs what a test asks for."""
+    with Provider.running() as provider:
+        yield provider
+
+
+@pytest.fixture(scope="session")
+def guarded(serve: Serve, provider: Provider) -> Iterator[Running]:
+    """A server that trusts `provider`."""
+    with serve(**provider.settings()) as running:
+        yield running
+
+
+async def until(check: Callable[[], Any], seconds: float = 20) -> Any:
+    """The first true answer of `check`, sync or async."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = check()
+        if asyncio.iscoroutine(found):
+            found = await found
+        if found:
+            return found
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not happen in time")

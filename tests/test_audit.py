@@ -1,0 +1,126 @@
+"""Who did what: every change, read, denial and sign-in can be found."""
+
+import json
+import uuid
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from tests.conftest import Running, until
+
+Token = Callable[[str], str]
+
+
+async def rows(client: httpx.AsyncClient, **filters: object) -> list[dict[str, object]]:
+    answer = await client.get("/api/audit-logs", params=filters)
+    assert answer.status_code == 200, answer.text
+    items: list[dict[str, object]] = answer.json()["items"]
+    return items
+
+
+async def test_a_change_has_its_row_at_once(alice: httpx.AsyncClient, dave: httpx.AsyncClient) -> None:
+    made = await alice.post("/api/authors", json={"name": str(uuid.uuid4())})
+    [row] = await rows(dave, request_id=made.headers["x-request-id"])
+    assert (row["user_id"], row["username"], row["roles"]) == ("alice", "alice", ["authors:read", "authors:write"])
+    assert (row["action"], row["resource"]) == ("authors.create", f"authors/{made.json()['id']}")
+    assert (row["outcome"], row["status"], row["source"], row["error"]) == ("success", 201, "http", None)
+    assert row["client_ip"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("user", "method", "path", "outcome", "status", "error"),
+    [
+        ("alice", "GET", "/api/authors?per_page=1", "success", 200, None),
+        ("bob", "POST", "/api/authors", "denied", 403, "forbidden"),
+        (None, "GET", "/api/authors", "denied", 401, "unauthenticated"),
+        ("alice", "GET", "/api/authors/9223372036854775807", "failure", 404, "not_found"),
+        ("alice", "GET", "/api/authors/x", "failure", 422, "validation_error"),
+    ],
+)
+async def test_other_requests_follow(
+    server: Running, token: Token, dave: httpx.AsyncClient, user: str | None, method: str, path: str,
+    outcome: str, status: int, error: str | None,
+) -> None:  # fmt: skip
+    async with server.client(user and token(user)) as client:
+        answer = await client.request(method, path)
+    [row] = await until(lambda: rows(dave, request_id=answer.headers["x-request-id"]))
+    assert (row["user_id"], row["outcome"], row["status"], row["error"]) == (user, outcome, status, error)
+
+
+async def test_a_sign_in_on_the_socket_has_its_row(server: Running, token: Token, dave: httpx.AsyncClient) -> None:
+    async with server.socket(token("bob")) as socket:
+        call = await socket.call("authors.create", name="x")
+    denied = await until(lambda: rows(dave, request_id=call["error"]["data"]["request_id"]))
+    assert (denied[0]["source"], denied[0]["outcome"]) == ("ws", "denied")
+    assert await until(lambda: rows(dave, user="bob", action="session.authenticate", outcome="success"))
+
+
+async def test_filters(alice: httpx.AsyncClient, dave: httpx.AsyncClient) -> None:
+    made = (await alice.post("/api/authors", json={"name": str(uuid.uuid4())})).json()
+    await alice.delete(f"/api/authors/{made['id']}")
+    resource = f"authors/{made['id']}"
+    assert [row["action"] for row in await rows(dave, resource=resource)] == ["authors.delete", "authors.create"]
+    assert [row["action"] for row in await rows(dave, resource=resource, action="authors.create")] == ["authors.create"]
+    assert await rows(dave, resource=resource, user="bob") == []
+    assert await rows(dave, resource=resource, outcome="failure") == []
+    moment = (await rows(dave, resource=resource))[0]["occurred_at"]
+    assert len(await rows(dave, resource=resource, until=moment)) == 1
+    assert len(await rows(dave, resource=resource, since=moment)) == 1
+
+
+@pytest.mark.parametrize(
+    "bad", [{"since": "yesterday"}, {"since": "2026-01-01T00:00:00"}, {"outcome": "x"}, {"user": "\0"}]
+)
+async def test_refuses_bad_filters(dave: httpx.AsyncClient, bad: dict[str, str]) -> None:
+    assert (await dave.get("/api/audit-logs", params=bad)).status_code == 422
+    assert (await dave.get("/api/audit-logs/export", params=bad)).status_code == 422
+
+
+async def test_a_cursor_walks_back(alice: httpx.AsyncClient, dave: httpx.AsyncClient) -> None:
+    made = (await alice.post("/api/authors", json={"name": str(uuid.uuid4())})).json()
+    for index in range(4):
+        await alice.patch(f"/api/authors/{made['id']}", json={"bio": str(index)})
+    seen: list[int] = []
+    query = {"resource": f"authors/{made['id']}", "per_page": "2"}
+    while True:
+        page = (await dave.get("/api/audit-logs", params=query)).json()
+        seen += [row["id"] for row in page["items"]]
+        if page["next_cursor"] is None:
+            break
+        query["cursor"] = page["next_cursor"]
+    assert len(seen) == len(set(seen)) == 5
+
+
+async def test_one_row(dave: httpx.AsyncClient, alice: httpx.AsyncClient) -> None:
+    await alice.post("/api/authors", json={"name": str(uuid.uuid4())})
+    [newest, *_] = await rows(dave, action="authors.create")
+    assert (await dave.get(f"/api/audit-logs/{newest['id']}")).json() == newest
+    assert (await dave.get("/api/audit-logs/9223372036854775807")).status_code == 404
+
+
+async def test_exports_lines(alice: httpx.AsyncClient, dave: httpx.AsyncClient) -> None:
+    made = (await alice.post("/api/authors", json={"name": str(uuid.uuid4())})).json()
+    answer = await dave.get("/api/audit-logs/export", params={"resource": f"authors/{made['id']}"})
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line)["action"] for line in answer.text.splitlines()] == ["authors.create"]
+
+
+async def test_only_auditors_read(alice: httpx.AsyncClient) -> None:
+    for path in ("/api/audit-logs", "/api/audit-logs/1", "/api/audit-logs/export"):
+        assert (await alice.get(path)).status_code == 403
+
+
+async def test_partitions_come_and_go(database: object) -> None:
+    from datetime import date
+
+    from hw_server.audit.partitions import maintain
+
+    transaction = database.transaction()  # type: ignore[attr-defined]
+    await transaction.start()
+    await maintain(database, 12, date(2031, 5, 20))  # type: ignore[arg-type]
+    names = await database.fetch(
+        "SELECT relname FROM pg_class WHERE relname LIKE 'user\\_actions\\_y%' AND relkind = 'r'"
+    )  # type: ignore[attr-defined]
+    await transaction.rollback()
+    assert sorted(row["relname"] for row in names) == [f"user_actions_y2031m{month:02}" for month in (5, 6, 7)]

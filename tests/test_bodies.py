@@ -1,0 +1,168 @@
+"""What clients may send over HTTP: bad input gets a clear problem, never a 500."""
+
+import asyncio
+import socket
+import uuid
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.conftest import Running
+
+JSON = {"Content-Type": "application/json"}
+BODIES: dict[str, tuple[int, str, bytes]] = {
+    "not JSON": (400, "malformed_request", b"{name: x}"),
+    "nothing": (400, "malformed_request", b""),
+    "invalid UTF-8": (400, "malformed_request", b'{"name": "\xff\xfe"}'),
+    "a lone surrogate": (400, "malformed_request", b'{"name": "\\ud800"}'),
+    "deep nesting": (400, "malformed_request", b'{"name":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "NaN": (400, "malformed_request", b'{"name": NaN}'),
+    "an array": (422, "validation_error", b"[]"),
+    "null": (422, "validation_error", b"null"),
+    "a wrong type": (422, "validation_error", b'{"name": 7}'),
+    "an unknown field": (422, "validation_error", b'{"name": "x", "admin": true}'),
+    "a missing field": (422, "validation_error", b'{"bio": "x"}'),
+    "NUL": (422, "validation_error", b'{"name": "a\\u0000b"}'),
+    "a line break in a name": (422, "validation_error", b'{"name": "a\\nb"}'),
+    "only spaces": (422, "validation_error", b'{"name": "   "}'),
+    "a name too long": (422, "validation_error", b'{"name": "' + b"x" * 201 + b'"}'),
+    "no date": (422, "validation_error", b'{"name": "x", "born": "yesterday"}'),
+    "a year past the calendar": (422, "validation_error", b'{"name": "x", "born": "99999-01-01"}'),
+    "a huge number": (422, "validation_error", b'{"name": ' + b"9" * 4000 + b"}"),
+    "too large": (413, "payload_too_large", b'{"name": "' + b"x" * 1_100_000 + b'"}'),
+}
+
+
+@pytest.mark.parametrize("case", BODIES)
+async def test_refuses_the_body(alice: httpx.AsyncClient, case: str) -> None:
+    status, code, body = BODIES[case]
+    answer = await alice.post("/api/authors", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    if code == "validation_error":
+        assert answer.json()["errors"]
+
+
+async def test_refuses_chunks_past_the_limit(alice: httpx.AsyncClient) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield b"x" * 65_536
+
+    answer = await alice.post("/api/authors", content=chunks(), headers=JSON)
+    assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
+
+
+async def test_refuses_other_media_types(alice: httpx.AsyncClient) -> None:
+    answer = await alice.post("/api/authors", data={"name": "x"})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+
+
+PATHS = [
+    ("GET", "/api/authors/abc", 422),
+    ("GET", "/api/authors/0", 422),
+    ("GET", f"/api/authors/{2**63}", 422),
+    ("GET", f"/api/authors/{10**400}", 422),
+    ("GET", f"/api/authors/{2**63 - 1}", 404),
+    ("GET", "/api/authors/1?x=1", 422),
+    ("GET", "/api/authors?per_page=0", 422),
+    ("GET", "/api/authors?per_page=101", 422),
+    ("GET", "/api/authors?page=1&cursor=WzFd", 422),
+    ("GET", "/api/authors?cursor=%00", 422),
+    ("GET", "/api/authors?cursor=WyJhIl0", 422),
+    ("GET", "/api/authors?cursor=WzEsMl0", 422),
+    ("GET", "/api/authors?cursor=Wzk5OTk5OTk5OTk5OTk5OTk5OTk5OTld", 422),
+    ("GET", "/api/authors?name=a%00b", 422),
+    ("GET", "/api/authors?name=%ff", 400),
+    ("GET", "/api/authors?sort=password", 422),
+    ("GET", "/api/authors?unknown=1", 422),
+    ("GET", "/api/nothing", 404),
+    ("GET", "/nothing", 404),
+    ("PATCH", "/api/authors", 405),
+    ("DELETE", "/health", 405),
+    ("TRACE", "/api/authors", 405),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), PATHS)
+async def test_refuses_the_address(alice: httpx.AsyncClient, method: str, path: str, status: int) -> None:
+    answer = await alice.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["code"] in ("validation_error", "malformed_request", "not_found", "method_not_allowed")
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+async def test_two_creates_at_once_make_one(alice: httpx.AsyncClient) -> None:
+    body = {"name": f"twin {uuid.uuid4()}"}
+    answers = await asyncio.gather(*(alice.post("/api/authors", json=body) for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
+    assert {answer.json().get("code") for answer in answers} == {None, "conflict"}
+
+
+async def test_believes_no_untrusted_proxy(server: Running, dave: httpx.AsyncClient) -> None:
+    answer = await dave.get("/api/me", headers={"X-Forwarded-For": "203.0.113.9"})
+    [line] = [line for line in server.log() if line.get("request_id") == answer.headers["x-request-id"]]
+    assert line["client_ip"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "seen"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("6.6.6.6, 203.0.113.9", "203.0.113.9"),
+        ("203.0.113.9, 10.1.2.3", "203.0.113.9"),
+        ("nonsense", "127.0.0.1"),
+        ("", "127.0.0.1"),
+    ],
+)
+async def test_believes_trusted_proxies(proxied: Running, forwarded: str, seen: str) -> None:
+    async with proxied.client() as client:
+        answer = await client.get("/api/me", headers={"X-Forwarded-For": forwarded})
+    [line] = [line for line in proxied.log() if line.get("request_id") == answer.headers["x-request-id"]]
+    assert line["client_ip"] == seen
+
+
+async def test_cors_is_an_allow_list(proxied: Running) -> None:
+    async with proxied.client() as client:
+        ours = await client.get("/api/me", headers={"Origin": "https://app.example.org"})
+        theirs = await client.get("/api/me", headers={"Origin": "https://evil.example.org"})
+    assert ours.status_code == theirs.status_code == 401
+    assert ours.headers["access-control-allow-origin"] == "https://app.example.org"
+    assert "access-control-allow-origin" not in theirs.headers
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("api.example.org", 401), ("x.apps.example.org:443", 401), ("evil.org", 400), ("api.example.org.evil.org", 400)],
+)
+async def test_answers_for_its_own_hosts_only(proxied: Running, host: str, status: int) -> None:
+    async with proxied.client() as client:
+        answer = await client.get("/api/me", headers={"Host": host})
+    assert answer.status_code == status
+    assert "evil" not in answer.text
+
+
+async def test_a_host_header_changes_nothing(server: Running) -> None:
+    async with server.client() as client:
+        answer = await client.get("/openapi.json", headers={"Host": "evil.org"})
+    assert "evil.org" not in answer.text
+
+
+def test_survives_what_is_not_http(server: Running) -> None:
+    for junk in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\r\nX: " + b"a" * 200_000 + b"\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=20) as raw:
+            raw.sendall(junk)
+            assert not raw.recv(4096).startswith(b"HTTP/1.1 5")
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def proxied(serve: object) -> object:
+    with serve(  # type: ignore[operator]
+        HW_HTTP__TRUSTED_PROXIES="127.0.0.0/8,10.0.0.0/8",
+        HW_HTTP__CORS_ORIGINS="https://app.example.org",
+        HW_HTTP__ALLOWED_HOSTS="127.0.0.1,api.example.org,*.apps.example.org",
+    ) as running:
+        yield running

@@ -1,0 +1,162 @@
+"""What clients may send over the socket: an error or a named close, never a hanging socket."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import websockets
+
+from tests.conftest import Running, Serve
+
+Token = Callable[[str], str]
+FRAMES: dict[str, tuple[int, str]] = {
+    "not JSON": (-32700, "{"),
+    "NaN": (-32700, '{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":NaN}}'),
+    "deep nesting": (-32700, "[" * 100_000),
+    "a lone surrogate": (-32700, '"\\ud800"'),
+    "empty": (-32700, ""),
+    "an empty batch": (-32600, "[]"),
+    "a batch too long": (-32600, json.dumps([{"jsonrpc": "2.0", "id": 1, "method": "ping"}] * 51)),
+    "a number": (-32600, "1"),
+    "null": (-32600, "null"),
+    "version 1": (-32600, '{"jsonrpc":"1.0","id":1,"method":"ping"}'),
+    "no version": (-32600, '{"id":1,"method":"ping"}'),
+    "no method": (-32600, '{"jsonrpc":"2.0","id":1}'),
+    "a method that is no text": (-32600, '{"jsonrpc":"2.0","id":1,"method":7}'),
+    "params in a list": (-32600, '{"jsonrpc":"2.0","id":1,"method":"ping","params":[1]}'),
+    "an id that is an object": (-32600, '{"jsonrpc":"2.0","id":{},"method":"ping"}'),
+    "an unknown method": (-32601, '{"jsonrpc":"2.0","id":1,"method":"authors.explode"}'),
+    "a private method": (-32601, '{"jsonrpc":"2.0","id":1,"method":"__init__"}'),
+    "unknown params": (-32602, '{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"evil":1}}'),
+    "nested parts": (-32602, '{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"query":{"per_page":1}}}'),
+    "an id past 64 bits": (
+        -32602,
+        '{"jsonrpc":"2.0","id":1,"method":"authors.get","params":{"id":9223372036854775808}}',
+    ),
+    "NUL": (-32602, '{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"name":"\\u0000"}}'),
+}
+
+
+@pytest.mark.parametrize("case", FRAMES)
+async def test_answers_an_error_and_goes_on(server: Running, token: Token, case: str) -> None:
+    code, frame = FRAMES[case]
+    async with server.socket(token("alice")) as socket:
+        await socket.raw.send(frame)
+        answer = await socket.read()
+        assert answer["error"]["code"] == code
+        assert "Traceback" not in json.dumps(answer)
+        assert (await socket.call("ping"))["result"] == "pong"
+
+
+async def test_a_batch_is_answered_in_one_frame(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        calls: list[Any] = [{"jsonrpc": "2.0", "id": index, "method": "ping"} for index in range(3)]
+        await socket.raw.send(json.dumps([*calls, {"jsonrpc": "2.0", "method": "ping"}, 1]))
+        answers = await socket.read()
+    assert [answer["id"] for answer in answers] == [0, 1, 2, None]
+
+
+async def test_a_notification_has_no_answer(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        await socket.raw.send('{"jsonrpc":"2.0","method":"authors.list"}')
+        await socket.raw.send('{"jsonrpc":"2.0","method":"nothing.there"}')
+        await socket.raw.send('[{"jsonrpc":"2.0","method":"ping"}]')
+        assert (await socket.call("ping"))["id"] == 1
+
+
+async def test_a_binary_frame_closes(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        await socket.raw.send(b"x")
+        assert await socket.closed() == (1003, "binary_frame")
+
+
+async def test_a_message_too_big_closes(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        await socket.raw.send("x" * 300_000)
+        code, _ = await socket.closed()
+    assert code == 1009
+
+
+async def test_no_sign_in_closes(serve: Serve) -> None:
+    with serve(HW_WS__AUTH_TIMEOUT="0.5") as running:
+        async with running.socket() as socket:
+            assert (await socket.call("authors.list"))["error"]["code"] == -32001
+            assert await socket.closed() == (4401, "unauthenticated")
+
+
+async def test_signs_in_by_the_first_call(server: Running, token: Token) -> None:
+    async with server.socket() as socket:
+        answer = await socket.call("session.authenticate", token=token("alice"))
+        assert answer["result"]["username"] == "alice"
+        assert "items" in (await socket.call("authors.list"))["result"]
+        again = await socket.call("session.authenticate", token=token("alice"))
+    assert again["error"]["code"] == -32009
+
+
+async def test_refreshes_with_a_token_of_the_same_user(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        assert (await socket.call("session.refresh", token=token("alice")))["result"]["username"] == "alice"
+        assert (await socket.call("session.refresh", token=token("bob")))["error"]["code"] == -32009
+        assert (await socket.call("session.refresh", token="x"))["error"]["code"] == -32001
+
+
+async def test_a_flood_is_answered_to_the_last(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        for index in range(1000):
+            await socket.raw.send(json.dumps({"jsonrpc": "2.0", "id": index, "method": "authors.list"}))
+        ids = {(await socket.read())["id"] for _ in range(1000)}
+    assert ids == set(range(1000))
+
+
+async def test_a_flood_past_the_limit_closes(serve: Serve, token: Token) -> None:
+    with serve(HW_RATELIMIT__WS_PER_MINUTE="5", HW_REDIS__KEY_PREFIX="flood:") as running:
+        async with running.socket(token("alice")) as socket:
+            for _ in range(5):
+                assert (await socket.call("ping"))["result"] == "pong"
+            refused = (await socket.call("ping"))["error"]
+            assert (refused["code"], refused["data"]["retry_after"] > 0) == (-32029, True)
+            for index in range(300):
+                await socket.raw.send(json.dumps({"jsonrpc": "2.0", "id": index, "method": "ping"}))
+            assert await socket.closed() == (4429, "flooding")
+
+
+async def test_a_client_that_does_not_read_is_closed(serve: Serve, token: Token) -> None:
+    with serve(HW_WS__SEND_BUFFER_BYTES="65536", HW_WS__MAX_IN_FLIGHT="64") as running:
+        async with running.socket(token("alice"), max_queue=1) as socket:
+            socket.raw.transport.pause_reading()
+            frame = json.dumps([{"jsonrpc": "2.0", "id": 1, "method": "rpc.discover"}] * 50)
+            for _ in range(20):
+                await socket.raw.send(frame)
+            await asyncio.sleep(3)
+            socket.raw.transport.resume_reading()
+            assert (await socket.closed())[0] in (4408, 1006)
+        assert 'outcome="slow_consumer"' in await metrics(running)
+
+
+@pytest.mark.parametrize(("origin", "status"), [("https://evil.org", 403), ("null", 403)])
+async def test_refuses_a_foreign_origin(server: Running, token: Token, origin: str, status: int) -> None:
+    headers = {"Authorization": f"Bearer {token('alice')}", "Origin": origin}
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with server.socket(additional_headers=headers):
+            pass
+    assert refused.value.response.status_code == status
+
+
+async def test_accepts_its_own_origin(server: Running, token: Token) -> None:
+    headers = {"Authorization": f"Bearer {token('alice')}", "Origin": server.environment["HW_HTTP__PUBLIC_URL"]}
+    async with server.socket(additional_headers=headers) as socket:
+        assert (await socket.call("ping"))["result"] == "pong"
+
+
+async def test_other_paths_have_no_socket(server: Running) -> None:
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with websockets.connect(server.ws_url + "/x", proxy=None):
+            pass
+    assert refused.value.response.status_code == 404
+
+
+async def metrics(running: Running) -> str:
+    async with running.client() as client:
+        return (await client.get("/metrics")).text

@@ -1,0 +1,75 @@
+"""What a declaration may not say is refused at start."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from hw_server.errors import DomainError
+from hw_server.http.problems import STATUS
+from hw_server.operations import Operations, Provided, Read, Totals
+from hw_server.operations.binder import Binder
+from hw_server.ws.codes import RPC_CODE
+
+
+class Body(BaseModel):
+    id: int
+
+
+def bind(handler: Any, method: str = "put", path: str = "/{id}") -> Binder:
+    operations = Operations("/things")
+    getattr(operations, method)("things.do", path, public=True)(handler)
+    return Binder(operations.declared[0], {})
+
+
+def test_needs_a_role_or_public() -> None:
+    with pytest.raises(ValueError, match="either a role or public"):
+        Operations("/things").get("things.list")
+    with pytest.raises(ValueError, match="either a role or public"):
+        Operations("/things").get("things.list", role="x", public=True)
+
+
+async def collision(id: int, body: Body) -> None: ...
+async def unanswered(id: int): ...  # type: ignore[no-untyped-def]
+async def stranger(id: int, what: str) -> None: ...
+async def without_path() -> None: ...
+async def unprovided(id: int, totals: Provided[Totals]) -> None: ...
+async def flat(id: int, body: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "why"),
+    [
+        (collision, "id is in id and in body"),
+        (unanswered, "needs a type"),
+        (stranger, "parameter what"),
+        (without_path, "the path has {id}"),
+        (unprovided, "nothing provides Totals"),
+        (flat, "must be pydantic models"),
+    ],
+)
+def test_refuses_a_declaration(handler: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        bind(handler)
+
+
+async def with_body(db: Read, id: int, body: Body) -> None: ...
+
+
+def test_a_get_has_no_body() -> None:
+    with pytest.raises(ValueError, match="GET has no body"):
+        bind(with_body, "get")
+
+
+def test_problems_and_rpc_codes_map_one_to_one() -> None:
+    only_http = {"host_not_allowed", "method_not_allowed", "unsupported_media_type"}
+    only_rpc = {"parse_error", "invalid_request", "method_not_found"}
+    assert STATUS.keys() - only_http == RPC_CODE.keys() - only_rpc
+    assert len(set(RPC_CODE.values())) == len(RPC_CODE)
+
+
+def test_every_error_has_a_status() -> None:
+    from hw_server import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DomainError)]
+    assert {kind.code for kind in kinds} == STATUS.keys()

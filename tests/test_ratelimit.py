@@ -1,0 +1,114 @@
+"""Limits: shared between instances, told to the client, the same rule on both protocols."""
+
+import uuid
+from collections.abc import Callable
+
+import httpx
+import pytest
+import websockets
+
+from tests.conftest import Running, Serve, until
+
+Token = Callable[[str], str]
+
+
+def prefix() -> dict[str, str]:
+    return {"HW_REDIS__KEY_PREFIX": f"{uuid.uuid4().hex}:"}
+
+
+async def test_tells_what_is_left(server: Running, token: Token) -> None:
+    async with server.client(token("alice")) as client:
+        answer = await client.get("/api/me")
+    assert answer.headers["ratelimit"].startswith("limit=6000, remaining=")
+    assert answer.headers["ratelimit-policy"] == "6000;w=60"
+
+
+async def test_refuses_past_the_limit(serve: Serve, token: Token) -> None:
+    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="5", **prefix()) as running:
+        async with running.client(token("alice")) as alice, running.client(token("bob")) as bob:
+            assert [(await alice.get("/api/me")).status_code for _ in range(6)] == [200] * 5 + [429]
+            refused = await alice.get("/api/nothing")
+            assert (await bob.get("/api/me")).status_code == 200
+            assert (await alice.get("/health")).status_code == 200
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert refused.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_counts_strangers_by_address(serve: Serve) -> None:
+    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="3", **prefix()) as running:
+        async with running.client() as client:
+            answers = [
+                (await client.get("/api/me", headers={"Authorization": f"Bearer {i}"})).status_code for i in range(5)
+            ]
+    assert answers == [401, 401, 401, 429, 429]
+
+
+async def test_instances_share_the_count(serve: Serve, token: Token) -> None:
+    same = prefix()
+    with (
+        serve(HW_RATELIMIT__HTTP_PER_MINUTE="6", **same) as one,
+        serve(HW_RATELIMIT__HTTP_PER_MINUTE="6", **same) as two,
+    ):
+        async with one.client(token("alice")) as first, two.client(token("alice")) as second:
+            answers = [(await client.get("/api/me")).status_code for _ in range(4) for client in (first, second)]
+    assert answers == [200] * 6 + [429] * 2
+
+
+async def test_sockets_have_a_budget_of_their_own(serve: Serve, token: Token) -> None:
+    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="1", HW_RATELIMIT__WS_PER_MINUTE="3", **prefix()) as running:
+        async with running.socket(token("alice")) as socket:
+            codes = [(await socket.call("ping")).get("error", {}).get("code") for _ in range(4)]
+        async with running.client(token("alice")) as client:
+            assert (await client.get("/api/me")).status_code == 200
+    assert codes == [None, None, None, -32029]
+
+
+async def test_caps_the_sockets_of_a_user(serve: Serve, token: Token) -> None:
+    same = prefix()
+    with (
+        serve(HW_RATELIMIT__SOCKETS_PER_USER="2", **same) as one,
+        serve(HW_RATELIMIT__SOCKETS_PER_USER="2", **same) as two,
+    ):
+        async with one.socket(token("alice")), two.socket(token("alice")), two.socket(token("bob")):
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                async with one.socket(token("alice")):
+                    pass
+            assert refused.value.response.status_code == 429
+
+        async def free() -> bool:
+            try:
+                async with two.socket(token("alice")):
+                    return True
+            except websockets.InvalidStatus:
+                return False
+
+        await until(free)
+
+
+async def test_leases_of_a_crashed_instance_run_out(serve: Serve, token: Token, stack: object) -> None:
+    import redis
+
+    same = prefix()
+    with serve(HW_RATELIMIT__SOCKETS_PER_USER="1", **same) as one:
+        async with one.socket(token("alice")):
+            one.process.kill()
+            one.process.wait()
+    environment = stack.environment()  # type: ignore[attr-defined]
+    with redis.Redis.from_url(environment["HW_REDIS__URL"]) as client:
+        assert 0 < client.ttl(f"{same['HW_REDIS__KEY_PREFIX']}sockets:alice") <= 60
+
+
+@pytest.mark.parametrize(("mode", "status"), [("open", 200), ("closed", 503)])
+async def test_without_redis_the_setting_decides(serve: Serve, token: Token, mode: str, status: int) -> None:
+    with serve(HW_REDIS__URL="redis://127.0.0.1:1", HW_RATELIMIT__ON_REDIS_DOWN=mode) as running:
+        async with running.client(token("alice")) as client:
+            answers = [await client.get("/api/me") for _ in range(3)]
+    assert {answer.status_code for answer in answers} == {status}
+
+
+async def test_without_redis_a_process_counts_alone(serve: Serve, token: Token) -> None:
+    with serve(HW_REDIS__URL="redis://127.0.0.1:1", HW_RATELIMIT__HTTP_PER_MINUTE="3") as running:
+        async with running.client(token("alice")) as client:
+            answers: list[httpx.Response] = [await client.get("/api/me") for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]

@@ -1,0 +1,214 @@
+"""The process as a whole: health, metrics, logs, workers, shutdown, documents."""
+
+import asyncio
+import re
+import signal
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import Running, Serve, Stack, until
+
+Token = Callable[[str], str]
+
+
+async def samples(client: httpx.AsyncClient) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = (await client.get("/metrics")).text
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_health_names_every_component(server: Running) -> None:
+    async with server.client() as client:
+        report = (await client.get("/health")).json()
+        assert (await client.get("/health/live")).json() == {"status": "ok"}
+    assert report["status"] == "ok"
+    assert set(report["components"]) == {"postgresql", "redis_cache", "redis_auth", "identity"}
+
+
+async def test_counts_requests_by_route(server: Running, dave: httpx.AsyncClient) -> None:
+    key = ("http_requests_total", (("method", "GET"), ("route", "/api/authors/{id}"), ("status", "404")))
+    before = (await samples(dave)).get(key, 0)
+    for index in range(3):
+        await dave.get(f"/api/authors/{2**62 + index}")
+    after = await samples(dave)
+    assert after[key] == before + 3
+    assert not [name for name, labels in after if "/api/authors/4611" in str(labels)]
+
+
+async def test_exports_what_the_design_promises(server: Running, token: Token, dave: httpx.AsyncClient) -> None:
+    async with server.socket(token("dave")) as socket:
+        await socket.call("authors.list")
+        names = {name for name, _ in await samples(dave)}
+    assert names >= {
+        "http_requests_total", "http_request_duration_seconds_count", "http_requests_in_progress", "ws_connections_open",
+        "ws_messages_total", "ws_rpc_duration_seconds_count", "db_pool_connections", "db_query_duration_seconds_count",
+        "redis_up", "redis_command_duration_seconds_count", "auth_attempts_total", "audit_rows_total", "db_up",
+    }  # fmt: skip
+
+
+async def test_a_request_can_be_found_in_the_log(server: Running, dave: httpx.AsyncClient) -> None:
+    mine = uuid.uuid4().hex
+    answer = await dave.get("/api/authors", headers={"X-Request-ID": mine})
+    [line] = [line for line in server.log() if line.get("request_id") == mine]
+    assert answer.headers["x-request-id"] == mine
+    assert (line["event"], line["level"], line["route"], line["status"]) == ("request", "info", "/api/authors", 200)
+    assert (line["user_id"], line["method"]) == ("dave", "GET")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", line["timestamp"])
+
+
+@pytest.mark.parametrize(
+    "given", ["short", "with space in it", "x" * 65, "new\\nline-and-more", "<script>alert</script>"]
+)
+async def test_replaces_an_unusable_request_id(dave: httpx.AsyncClient, given: str) -> None:
+    answer = await dave.get("/api/me", headers={"X-Request-ID": given})
+    assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
+
+
+async def test_every_answer_has_security_headers(dave: httpx.AsyncClient) -> None:
+    for path in ("/api/me", "/api/nothing", "/health", "/openapi.json", "/docs"):
+        headers = (await dave.get(path)).headers
+        assert (headers["x-content-type-options"], headers["x-frame-options"]) == ("nosniff", "DENY")
+        assert "content-security-policy" in headers
+
+
+async def test_several_workers_are_one_server(serve: Serve, token: Token) -> None:
+    with serve(
+        "--workers", "2", HW_REDIS__KEY_PREFIX=f"{uuid.uuid4().hex}:", HW_RATELIMIT__HTTP_PER_MINUTE="40"
+    ) as running:
+        statuses = []
+        for _ in range(45):
+            async with running.client(token("dave")) as client:
+                statuses.append((await client.get("/api/me")).status_code)
+        async with running.client() as client:
+            found = await samples(client)
+    assert (statuses.count(200), statuses.count(429)) == (40, 5)
+    assert found["http_requests_total", (("method", "GET"), ("route", "/api/me"), ("status", "200"))] == 40
+    assert found["hw_workers", ()] == 2
+
+
+async def test_a_revocation_reaches_all_workers(serve: Serve, provider: Any) -> None:
+    with serve("--workers", "2", **provider.settings()) as running:
+        token = provider.token()
+
+        async def status() -> int:
+            async with running.client(token) as client:
+                return (await client.get("/api/me")).status_code
+
+        assert {await status() for _ in range(12)} == {200}
+        async with running.client(token) as client:
+            await client.delete(f"/api/sessions/{(await client.get('/api/me')).json()['session_id']}")
+        await asyncio.sleep(0.1)
+        assert {await status() for _ in range(12)} == {401}
+
+
+async def test_a_dead_worker_is_replaced(serve: Serve) -> None:
+    import psutil
+
+    with serve("--workers", "2") as running:
+        parent = psutil.Process(running.process.pid)
+        workers = await until(lambda: (found := parent.children()) and len(found) == 2 and found)
+        workers[0].kill()
+
+        async def whole() -> bool:
+            async with running.client() as client:
+                return len(parent.children()) == 2 and (await samples(client)).get(("hw_workers", ())) == 2
+
+        await until(whole)
+
+
+async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
+    with serve(HW_HTTP__DRAIN_DELAY="1", HW_AUDIT__FLUSH_INTERVAL="30") as running:
+        async with running.socket(token("alice")) as socket, running.client(token("alice")) as client:
+            answer = await client.get("/api/authors")
+            running.process.send_signal(signal.SIGTERM)
+            health = await until(lambda: _draining(client))
+            assert (health.status_code, (await client.get("/api/authors")).status_code) == (503, 200)
+            assert (await socket.read())["method"] == "server.draining"
+            assert await socket.closed() == (1001, "going_away")
+        assert await asyncio.to_thread(running.process.wait, 30) == 0
+    found = await database.fetchval(
+        "SELECT count(*) FROM user_actions WHERE request_id = $1", answer.headers["x-request-id"]
+    )
+    assert found == 1
+    assert running.log()[-1]["event"] == "stopped"
+
+
+async def _draining(client: httpx.AsyncClient) -> httpx.Response | None:
+    answer = await client.get("/health")
+    return answer if answer.json()["status"] == "draining" else None
+
+
+async def test_a_running_request_is_finished(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
+    with serve() as running:
+        async with running.client(token("alice")) as client:
+            async with database.transaction():
+                await database.execute("LOCK TABLE authors IN ACCESS EXCLUSIVE MODE")
+                request = asyncio.create_task(client.post("/api/authors", json={"name": str(uuid.uuid4())}))
+                await asyncio.sleep(0.5)
+                running.process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.5)
+            assert (await request).status_code == 201
+
+
+async def test_an_operation_ends_at_its_timeout(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
+    with serve(HW_HTTP__REQUEST_TIMEOUT="1") as running:
+        async with running.client(token("alice")) as client, database.transaction():
+            await database.execute("LOCK TABLE authors IN ACCESS EXCLUSIVE MODE")
+            answers = await asyncio.gather(*(client.get("/api/authors") for _ in range(15)))
+        assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(504, "timeout")}
+        async with running.client(token("alice")) as client:
+            assert (await client.get("/api/authors")).status_code == 200
+
+
+async def test_both_documents_list_every_operation(server: Running, dave: httpx.AsyncClient) -> None:
+    openapi, openrpc = (await dave.get("/openapi.json")).json(), (await dave.get("/openrpc.json")).json()
+    routes = {method["operationId"] for path in openapi["paths"].values() for method in path.values()}
+    methods = {method["name"] for method in openrpc["methods"]}
+    only_http = {"audit.export", "sessions.backchannel_logout", "health.get", "health.live"}
+    only_rpc = {"ping", "rpc.discover", "session.authenticate", "session.refresh"}
+    assert routes - only_http == methods - only_rpc
+    create = openapi["paths"]["/api/authors"]["post"]
+    assert set(create["responses"]) == {
+        "201",
+        "400",
+        "401",
+        "403",
+        "409",
+        "413",
+        "415",
+        "422",
+        "429",
+        "500",
+        "503",
+        "504",
+    }
+    assert create["security"] == [{"sign-in": []}]
+
+
+async def test_the_api_page_needs_nobody_else(server: Running, dave: httpx.AsyncClient) -> None:
+    page = (await dave.get("/docs")).text
+    assert not [url for url in re.findall(r"""(?:src|href)=["']([^"']+)""", page) if "//" in url]
+    for asset in re.findall(r"""(?:src|href)=["']([^"']+)""", page):
+        assert (await dave.get(asset)).status_code == 200
+
+
+async def test_migrations_run_once(stack: Stack, serve: Serve, database: asyncpg.Connection) -> None:
+    admin = await asyncpg.connect(host="127.0.0.1", port=stack.ports.postgres, user="postgres", password="postgres")
+    name = f"fresh_{uuid.uuid4().hex}"
+    await admin.execute(f"CREATE DATABASE {name} OWNER hw")
+    url = f"postgresql://hw:hw-dev@127.0.0.1:{stack.ports.postgres}/{name}"
+    with serve(HW_DATABASE__URL=url) as one, serve(HW_DATABASE__URL=url) as two:
+        for running in (one, two):
+            async with running.client() as client:
+                assert (await client.get("/health")).status_code == 200
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()

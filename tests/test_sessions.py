@@ -1,0 +1,162 @@
+"""Sessions, revocation and the provider's back-channel logout."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Running, Serve, until
+from tests.provider import LOGOUT_EVENT, Provider
+
+PATH = "/api/auth/backchannel-logout"
+
+
+async def listed(client: httpx.AsyncClient, sid: str, **query: str) -> dict[str, Any] | None:
+    found = (await client.get("/api/sessions", params=query)).json()["items"]
+    return next((session for session in found if session["id"] == sid), None)
+
+
+async def test_me(guarded: Running, provider: Provider) -> None:
+    async with guarded.client(provider.token(sid="my-session")) as client:
+        me = (await client.get("/api/me")).json()
+    assert (me["sub"], me["username"], me["session_id"], me["client_id"]) == (
+        "id-of-ann",
+        "ann",
+        "my-session",
+        "hw-web",
+    )
+
+
+async def test_a_session_is_listed(guarded: Running, provider: Provider) -> None:
+    sid = uuid.uuid4().hex
+    async with guarded.client(provider.token(sid=sid)) as client:
+        session = await until(lambda: listed(client, sid))
+        assert (session["current"], session["client_ip"]) == (True, "127.0.0.1")
+        assert (await client.get(f"/api/sessions/{sid}")).json()["user_agent"].startswith("python-httpx")
+
+
+async def test_an_ended_session_is_refused_at_once(guarded: Running, provider: Provider) -> None:
+    token = provider.token()
+    async with guarded.client(token) as client, guarded.socket(token) as socket:
+        sid = (await client.get("/api/me")).json()["session_id"]
+        assert (await client.delete(f"/api/sessions/{sid}")).status_code == 204
+        refused = await client.get("/api/me")
+        assert (refused.status_code, "revoked" in refused.headers["www-authenticate"]) == (401, True)
+        assert await socket.closed() == (4403, "session_revoked")
+
+
+async def test_others_sessions_look_missing(guarded: Running, provider: Provider) -> None:
+    sid = uuid.uuid4().hex
+    plain = {"sub": "other", "realm_access": {"roles": []}}
+    async with guarded.client(provider.token(sid=sid)) as ann, guarded.client(provider.token(**plain)) as other:
+        await until(lambda: listed(ann, sid))
+        assert (await other.get(f"/api/sessions/{sid}")).status_code == 404
+        assert (await other.delete(f"/api/sessions/{sid}")).status_code == 404
+        assert (await other.get("/api/sessions", params={"user": "id-of-ann"})).status_code == 403
+
+
+async def test_an_administrator_sees_and_ends_any(guarded: Running, provider: Provider) -> None:
+    sid, sub = uuid.uuid4().hex, uuid.uuid4().hex
+    victim_token = provider.token(sid=sid, sub=sub)
+    async with guarded.client(victim_token) as victim, guarded.client(provider.token()) as admin:
+        await victim.get("/api/me")
+        await until(lambda: listed(admin, sid, user=sub))
+        assert (await admin.delete(f"/api/sessions/{sid}")).status_code == 204
+        assert (await victim.get("/api/me")).status_code == 401
+        assert await listed(admin, sid, user=sub) is None
+
+
+async def test_a_revocation_reaches_other_instances(serve: Serve, guarded: Running, provider: Provider) -> None:
+    token = provider.token()
+    with serve(**provider.settings()) as second:
+        async with guarded.client(token) as here, second.client(token) as there, second.socket(token) as socket:
+            sid = (await there.get("/api/me")).json()["session_id"]
+            await here.delete(f"/api/sessions/{sid}")
+            assert await socket.closed() == (4403, "session_revoked")
+            assert (await there.get("/api/me")).status_code == 401
+
+
+async def test_a_new_instance_knows_old_revocations(serve: Serve, guarded: Running, provider: Provider) -> None:
+    token = provider.token()
+    async with guarded.client(token) as here:
+        await here.delete(f"/api/sessions/{(await here.get('/api/me')).json()['session_id']}")
+    with serve(**provider.settings()) as second:
+        async with second.client(token) as there:
+            assert (await there.get("/api/me")).status_code == 401
+
+
+async def test_logout_ends_the_session(guarded: Running, provider: Provider) -> None:
+    sid = uuid.uuid4().hex
+    async with guarded.client(provider.token(sid=sid)) as client:
+        assert (await client.get("/api/me")).status_code == 200
+        token = provider.logout_token(sid=sid)
+        assert (await client.post(PATH, data={"logout_token": token})).status_code == 200
+        assert (await client.get("/api/me")).status_code == 401
+        again = await client.post(PATH, data={"logout_token": token})
+    assert (again.status_code, again.json()["code"]) == (400, "malformed_request")
+
+
+async def test_logout_of_a_user_spares_later_sign_ins(guarded: Running, provider: Provider) -> None:
+    sub, now = uuid.uuid4().hex, int(time.time())
+    old = provider.token(sub=sub, iat=now - 5)
+    async with guarded.client() as client:
+        await client.post(PATH, data={"logout_token": provider.logout_token(sid=None, sub=sub)})
+        for token, status in ((old, 401), (provider.token(sub=sub, iat=now + 5), 200)):
+            answer = await client.get("/api/me", headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code == status
+
+
+DEFECTS: dict[str, Callable[[Provider], str]] = {
+    "garbage": lambda p: "garbage",
+    "an access token": lambda p: p.token(),
+    "an access token for the client": lambda p: p.token(aud="hw-web"),
+    "another issuer": lambda p: p.logout_token(iss="http://elsewhere"),
+    "another client": lambda p: p.logout_token(aud="other"),
+    "no iat": lambda p: p.logout_token(iat=None),
+    "an old iat": lambda p: p.logout_token(iat=int(time.time()) - 900, exp=None),
+    "an iat to come": lambda p: p.logout_token(iat=int(time.time()) + 900),
+    "expired": lambda p: p.logout_token(iat=int(time.time()) - 120, exp=int(time.time()) - 60),
+    "no events": lambda p: p.logout_token(events=None),
+    "other events": lambda p: p.logout_token(events={"http://other": {}}),
+    "events in a list": lambda p: p.logout_token(events=[LOGOUT_EVENT]),
+    "an event that is no object": lambda p: p.logout_token(events={LOGOUT_EVENT: 1}),
+    "a nonce": lambda p: p.logout_token(nonce="n"),
+    "no jti": lambda p: p.logout_token(jti=None),
+    "neither sid nor sub": lambda p: p.logout_token(sid=None),
+    "a sid that is no text": lambda p: p.logout_token(sid=["a"]),
+    "an empty sid": lambda p: p.logout_token(sid=""),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+async def test_refuses_a_logout_token_with(guarded: Running, provider: Provider, defect: str) -> None:
+    async with guarded.client() as client:
+        answer = await client.post(PATH, data={"logout_token": DEFECTS[defect](provider)})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+
+
+async def test_refuses_a_logout_without_a_token(guarded: Running) -> None:
+    async with guarded.client() as client:
+        assert (await client.post(PATH, data={})).status_code == 400
+        assert (await client.post(PATH, json={"logout_token": "x"})).status_code == 400
+
+
+async def test_an_expiring_token_is_announced_and_ends(serve: Serve, provider: Provider) -> None:
+    with serve(**provider.settings(), HW_OIDC__LEEWAY="0") as running:
+        token = provider.token(exp=int(time.time()) + 4)
+        async with running.socket(token) as socket:
+            assert (await socket.read())["method"] == "session.expiring"
+            assert await socket.closed() == (4402, "token_expired")
+
+
+async def test_a_refresh_keeps_the_socket(serve: Serve, provider: Provider) -> None:
+    with serve(**provider.settings(), HW_OIDC__LEEWAY="0") as running:
+        async with running.socket(provider.token(exp=int(time.time()) + 3)) as socket:
+            assert (await socket.read())["method"] == "session.expiring"
+            assert "result" in await socket.call("session.refresh", token=provider.token())
+            await asyncio.sleep(4)
+            assert (await socket.call("ping"))["result"] == "pong"

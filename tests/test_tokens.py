@@ -1,0 +1,165 @@
+"""Who gets in: every bad token is refused with 401 and a code, on HTTP and on the socket."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Callable
+
+import jwt
+import pytest
+import websockets
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.conftest import Running, until
+from tests.provider import Provider
+
+STRANGER = rsa.generate_private_key(65537, 2048)
+
+
+def unsigned(provider: Provider) -> str:
+    def part(value: object) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+    return f"{part({'alg': 'none', 'typ': 'JWT', 'kid': 'rsa'})}.{part(provider.claims())}."
+
+
+def hmac_with_public_key(provider: Provider) -> str:
+    header = base64.urlsafe_b64encode(json.dumps({"alg": "HS256", "typ": "JWT", "kid": "rsa"}).encode()).rstrip(b"=")
+    body = base64.urlsafe_b64encode(json.dumps(provider.claims()).encode()).rstrip(b"=")
+    signature = hmac.new(provider.public_pem(), header + b"." + body, hashlib.sha256).digest()
+    return b".".join((header, body, base64.urlsafe_b64encode(signature).rstrip(b"="))).decode()
+
+
+def forged_jwk(provider: Provider) -> str:
+    stranger = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(STRANGER.public_key()))
+    return provider.token(key=STRANGER, headers={"jwk": {**stranger, "kid": "rsa"}})
+
+
+NOW = time.time()
+BAD: dict[str, tuple[str, Callable[[Provider], str]]] = {
+    "garbage": ("malformed", lambda p: "garbage"),
+    "three garbage parts": ("malformed", lambda p: "a.b.c"),
+    "expired": ("expired", lambda p: p.token(iat=int(NOW) - 900, exp=int(NOW) - 600)),
+    "not yet valid": ("not_yet_valid", lambda p: p.token(nbf=int(NOW) + 900)),
+    "wrong issuer": ("wrong_issuer", lambda p: p.token(iss="http://elsewhere/realms/test")),
+    "wrong audience": ("wrong_audience", lambda p: p.token(aud="account")),
+    "no audience": ("missing_claim", lambda p: p.token(aud=None)),
+    "alg none": ("bad_algorithm", unsigned),
+    "HS256 with the public key": ("bad_algorithm", hmac_with_public_key),
+    "unknown kid": ("unknown_key", lambda p: p.token(headers={"kid": "nobody"})),
+    "no kid": ("unknown_key", lambda p: p.token(headers={"kid": None})),
+    "another's key": ("bad_signature", lambda p: p.token(key=STRANGER)),
+    "forged jwk": ("bad_signature", forged_jwk),
+    "forged jku": ("bad_signature", lambda p: p.token(key=STRANGER, headers={"jku": "http://127.0.0.1:1/keys"})),
+    "ID token": ("not_an_access_token", lambda p: p.token(typ="ID")),
+    "ID token of another provider": ("not_an_access_token", lambda p: p.token(typ=None, nonce="n", at_hash="h")),
+    "refresh token": ("not_an_access_token", lambda p: p.token(typ="Refresh")),
+    "logout token": ("missing_claim", lambda p: p.logout_token()),
+    "no expiry": ("missing_claim", lambda p: p.token(exp=None)),
+    "no subject": ("missing_claim", lambda p: p.token(sub=None)),
+    "NUL in the name": ("malformed", lambda p: p.token(preferred_username="a\x00b")),
+    "junk of 10 KiB": ("too_long", lambda p: "x" * 10_240),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_refuses_on_http(guarded: Running, provider: Provider, case: str) -> None:
+    reason, make = BAD[case]
+    async with guarded.client(make(provider)) as client:
+        answer = await client.get("/api/authors")
+    assert answer.status_code == 401
+    assert answer.json()["code"] == "unauthenticated"
+    assert (
+        answer.headers["WWW-Authenticate"] == f'Bearer realm="hw", error="invalid_token", error_description="{reason}"'
+    )
+
+
+@pytest.mark.parametrize("case", BAD)
+async def test_refuses_on_the_socket(guarded: Running, provider: Provider, case: str) -> None:
+    async with guarded.socket() as socket:
+        answer = await socket.call("session.authenticate", token=BAD[case][1](provider))
+        assert answer["error"]["code"] == -32001
+        assert await socket.closed() == (4401, "unauthenticated")
+
+
+@pytest.mark.parametrize("credentials", ["Basic YTpi", "Bearer", "token"])
+async def test_refuses_other_schemes(guarded: Running, credentials: str) -> None:
+    async with guarded.client() as client:
+        answer = await client.get("/api/authors", headers={"Authorization": credentials})
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+
+
+async def test_asks_for_a_token(guarded: Running) -> None:
+    async with guarded.client() as client:
+        answer = await client.get("/api/me")
+    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="hw"')
+
+
+async def test_refuses_the_handshake_with_a_bad_header(guarded: Running) -> None:
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        async with guarded.socket("garbage"):
+            pass
+    assert refused.value.response.status_code == 401
+
+
+@pytest.mark.parametrize("kid", ["rsa", "ec"])
+async def test_accepts_both_algorithms(guarded: Running, provider: Provider, kid: str) -> None:
+    async with guarded.client(provider.token(kid)) as client:
+        assert (await client.get("/api/me")).json()["username"] == "ann"
+
+
+@pytest.mark.parametrize("changes", [{"aud": ["account", "hw-api"]}, {"preferred_username": None}, {"sid": None}])
+async def test_accepts_other_shapes(guarded: Running, provider: Provider, changes: dict[str, object]) -> None:
+    async with guarded.client(provider.token(**changes)) as client:
+        assert (await client.get("/api/me")).status_code == 200
+
+
+async def test_a_missing_role_is_forbidden(guarded: Running, provider: Provider) -> None:
+    token = provider.token(realm_access={"roles": ["authors:read"]})
+    async with guarded.client(token) as client, guarded.socket(token) as socket:
+        http = await client.post("/api/authors", json={"name": "x"})
+        rpc = await socket.call("authors.create", name="x")
+    assert (http.status_code, http.json()["code"]) == (403, "forbidden")
+    assert (rpc["error"]["code"], rpc["error"]["data"]["code"]) == (-32003, "forbidden")
+
+
+@pytest.mark.parametrize("roles", ["authors:read", {"authors:read": True}, None, [1, None]])
+async def test_a_strange_roles_claim_gives_no_role(guarded: Running, provider: Provider, roles: object) -> None:
+    async with guarded.client(provider.token(realm_access={"roles": roles})) as client:
+        assert (await client.get("/api/authors")).status_code == 403
+        assert (await client.get("/api/me")).json()["roles"] == []
+
+
+async def test_fetches_keys_once_for_many_unknown_kids(serve: Callable[..., object]) -> None:
+    with Provider.running() as provider, serve(**provider.settings()) as running:  # type: ignore[attr-defined]
+        async with running.client() as client:
+            for index in range(10):
+                bad = provider.token(headers={"kid": f"unknown-{index}"})
+                assert (await client.get("/api/me", headers={"Authorization": f"Bearer {bad}"})).status_code == 401
+    assert provider.fetches <= 2
+
+
+async def test_a_new_key_is_found_after_the_cooldown(serve: Callable[..., object]) -> None:
+    with Provider.running() as provider:
+        provider.published = ["rsa"]
+        with serve(**provider.settings(), HW_OIDC__JWKS_COOLDOWN="0.2") as running:  # type: ignore[attr-defined]
+            async with running.client(provider.token("ec")) as client:
+                assert (await client.get("/api/me")).status_code == 401
+                provider.published = ["rsa", "ec"]
+
+                async def accepted() -> bool:
+                    return (await client.get("/api/me")).status_code == 200
+
+                await until(accepted)
+
+
+async def test_tokens_never_reach_the_log(guarded: Running, provider: Provider) -> None:
+    good, bad = provider.token(), provider.token(aud="account")
+    for token in (good, bad):
+        async with guarded.client(token) as client:
+            await client.get("/api/me")
+    text = guarded.log_file.read_text()
+    assert good not in text
+    assert bad not in text
