@@ -1,0 +1,92 @@
+"""The real Keycloak 25, with the realm that the container imports."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import jwt
+import pytest
+
+from hw_server.embedded import Ports, Stack
+from hw_server.embedded import keycloak as real
+from tests.conftest import Running, free_port, run_server, sign_in, until
+
+if shutil.which("mvn") is None and not os.environ.get("CI"):
+    pytest.skip("Keycloak is fetched with Maven, which is not installed", allow_module_level=True)
+
+pytestmark = pytest.mark.keycloak
+
+
+@pytest.fixture(scope="module")
+def keycloak() -> Iterator[Stack]:
+    state = Path(tempfile.mkdtemp(prefix="hw-keycloak-"))
+    state.chmod(0o755)
+    real.provide_java()
+    stack = Stack(state, Ports(free_port(), free_port(), free_port(), free_port()), "keycloak")
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+        shutil.rmtree(state, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def running(keycloak: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with run_server(keycloak.environment(), tmp_path_factory.mktemp("log")) as server:
+        yield server
+
+
+def test_tokens_have_the_promised_claims(keycloak: Stack) -> None:
+    claims = jwt.decode(sign_in(keycloak, "dave")["access_token"], options={"verify_signature": False})
+    assert (claims["typ"], claims["azp"], claims["preferred_username"]) == ("Bearer", "hw-web", "dave")
+    assert "hw-api" in ([claims["aud"]] if isinstance(claims["aud"], str) else claims["aud"])
+    assert {"authors:read", "authors:write", "audit:read", "sessions:admin"} <= set(claims["realm_access"]["roles"])
+    assert claims["sid"]
+
+
+@pytest.mark.parametrize(("user", "status"), [("alice", 201), ("bob", 403), ("carol", 403)])
+async def test_users_have_their_roles(keycloak: Stack, running: Running, user: str, status: int) -> None:
+    async with running.client(sign_in(keycloak, user)["access_token"]) as client:
+        assert (await client.post("/api/authors", json={"name": f"by {user}"})).status_code == status
+        assert (await client.get("/api/me")).json()["username"] == user
+
+
+@pytest.mark.parametrize("kind", ["id_token", "refresh_token"])
+async def test_other_tokens_are_refused(keycloak: Stack, running: Running, kind: str) -> None:
+    async with running.client(sign_in(keycloak, "dave")[kind]) as client:
+        assert (await client.get("/api/me")).status_code == 401
+
+
+async def test_a_sign_out_at_keycloak_ends_the_session(keycloak: Stack, running: Running) -> None:
+    signed_in = sign_in(keycloak, "alice")
+    async with running.client(signed_in["access_token"]) as client, running.socket(signed_in["access_token"]) as socket:
+        assert (await client.get("/api/me")).status_code == 200
+        form = {"client_id": "hw-web", "refresh_token": signed_in["refresh_token"]}
+        issuer = running.environment["HW_OIDC__ISSUER"]
+        httpx.post(f"{issuer}/protocol/openid-connect/logout", data=form).raise_for_status()
+        assert await socket.closed() == (4403, "session_revoked")
+        assert (await client.get("/api/me")).status_code == 401
+
+
+async def test_a_user_ended_by_an_administrator(keycloak: Stack, running: Running) -> None:
+    async with running.client(sign_in(keycloak, "bob")["access_token"]) as bob:
+        sid = (await bob.get("/api/me")).json()["session_id"]
+
+        async def listed() -> bool:
+            return sid in [session["id"] for session in (await bob.get("/api/sessions")).json()["items"]]
+
+        await until(listed)
+        async with running.client(sign_in(keycloak, "dave")["access_token"]) as dave:
+            assert (await dave.delete(f"/api/sessions/{sid}")).status_code == 204
+        assert (await bob.get("/api/me")).status_code == 401
+
+
+def test_the_realm_file_stands_alone() -> None:
+    realm = json.loads(real.REALM.read_text())
+    assert "clientScopes" not in realm
+    assert {user["username"] for user in realm["users"]} == {"alice", "bob", "carol", "dave"}
