@@ -120,6 +120,8 @@ class Process:
             os.killpg(pid, signal.SIGKILL)
             while self.pid is not None:
                 time.sleep(0.05)
+        if self._child is not None:
+            self._child.wait()
         self._record.unlink(missing_ok=True)
         return True
 
