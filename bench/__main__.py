@@ -1,0 +1,339 @@
+"""`make bench`: each measure next to its floor, in interleaved rounds on real servers."""
+
+import asyncio
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import asyncpg
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.limiters import compare
+from hw_server.embedded import Ports, Stack
+from hw_server.embedded.users import USERS
+
+PARTS = ("http", "ws", "post", "memory", "audit", "limiter")
+TICKS = os.sysconf("SC_CLK_TCK")
+SOCKETS = 2000
+BENCH = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Requests a second and the server's CPU microseconds for each."""
+
+    rate: float
+    cpu: float
+
+
+@dataclass
+class Report:
+    rows: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+    data: dict[str, object] = field(default_factory=dict)
+
+    def ratio(self, name: str, floor: list[Figure], ours: list[Figure], goal: str) -> None:
+        """Medians over the rounds; of the CPU time, floor by ours, so that more is better in both columns."""
+        rates = median(figure.rate for figure in floor), median(figure.rate for figure in ours)
+        cpus = median(figure.cpu for figure in floor), median(figure.cpu for figure in ours)
+        self.rows.append((
+            name,
+            f"{rates[0]:,.0f}/s, {cpus[0]:.0f} us",
+            f"{rates[1]:,.0f}/s, {cpus[1]:.0f} us",
+            f"{rates[1] / rates[0]:.2f} rate, {cpus[0] / cpus[1]:.2f} CPU",
+            goal,
+        ))  # fmt: skip
+        self.data[name] = {"floor": rates[0], "ours": rates[1], "floor_cpu_us": cpus[0], "ours_cpu_us": cpus[1]}
+
+    def value(self, name: str, floor: str, ours: str, ratio: str, goal: str) -> None:
+        self.rows.append((name, floor, ours, ratio, goal))
+        self.data[name] = {"floor": floor, "ours": ours, "ratio": ratio}
+
+
+def say(line: str) -> None:
+    typer.echo(f"  {line}", err=True)
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def memory(pid: int) -> int:
+    """Private memory in KiB."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(found) for found in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+)", text, re.M))
+
+
+@contextmanager
+def server(command: list[str], environment: dict[str, str], ready: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=out, stderr=out)
+    try:
+        for _ in range(600):
+            try:
+                if httpx.get(ready).status_code < 500:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.05)
+        else:
+            raise typer.Exit(1)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+class Bench:
+    def __init__(self, seconds: float, rounds: int, folder: Path, stack: Stack, report: Report) -> None:
+        self.seconds, self.rounds, self.folder, self.report = seconds, rounds, folder, report
+        self.stack = stack
+        self.environment = {
+            **stack.environment(),
+            "HW_RATELIMIT__HTTP_PER_MINUTE": "100000000",
+            "HW_RATELIMIT__WS_PER_MINUTE": "100000000",
+            "HW_RATELIMIT__SOCKETS_PER_USER": "100000",
+        }
+        self.url = f"http://127.0.0.1:{stack.ports.app}"
+        self.floor_url = f"http://127.0.0.1:{stack.ports.app + 1}"
+        self.token = self.sign_in("alice")
+
+    def sign_in(self, user: str) -> str:
+        form = {"grant_type": "password", "client_id": "hw-web", "username": user, "password": user}
+        discovered = httpx.get(f"{self.environment['HW_OIDC__ISSUER']}/.well-known/openid-configuration").json()
+        answer = httpx.post(discovered["token_endpoint"], data=form)
+        token: str = answer.raise_for_status().json()["access_token"]
+        return token
+
+    def ours(self, **changes: str) -> "contextmanager[subprocess.Popen[bytes]]":
+        command = [sys.executable, "-m", "hw_server.cli", "serve"]
+        log = self.folder / "ours.log"
+        return server(command, {**self.environment, **changes}, f"{self.url}/health/live", log)  # type: ignore[return-value]
+
+    def floor(self) -> "contextmanager[subprocess.Popen[bytes]]":
+        command = [sys.executable, "-m", "bench.floor", self.floor_url.rsplit(":", 1)[1]]
+        return server(command, self.environment, f"{self.floor_url}/authors", self.folder / "floor.log")  # type: ignore[return-value]
+
+    def wrk(self, pid: int, url: str, *arguments: str, **environment: str) -> Figure:
+        command = ["wrk", "-t1", "-c32", f"-d{self.seconds:g}s", *arguments, url]
+        before = cpu_seconds(pid)
+        told = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, **environment}
+        ).stdout
+        if "Non-2xx" in told:
+            raise RuntimeError(f"{url} refused requests:\n{told}")
+        requests = int(re.search(r"(\d+) requests in", told).group(1))  # type: ignore[union-attr]
+        rate = float(re.search(r"Requests/sec:\s+([\d.]+)", told).group(1))  # type: ignore[union-attr]
+        return Figure(rate, (cpu_seconds(pid) - before) / requests * 1e6)
+
+    def sockets(self, pid: int, depth: int) -> Figure:
+        command = [
+            sys.executable,
+            "-m",
+            "bench.sockets",
+            f"{self.url}/web",
+            self.token,
+            "16",
+            str(depth),
+            f"{self.seconds:g}",
+        ]
+        before = cpu_seconds(pid)
+        told = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60 + self.seconds
+        ).stdout.split()
+        return Figure(float(told[0]), (cpu_seconds(pid) - before) / int(told[1]) * 1e6)
+
+    def measure_requests(self, parts: tuple[str, ...]) -> None:
+        say("requests: floor and ours in turn")
+        bearer = ("-H", f"Authorization: Bearer {self.token}")
+        found: dict[str, list[Figure]] = {name: [] for name in ("floor", "get", "ws1", "ws4", "insert", "post")}
+        with self.floor() as floor, self.ours() as ours:
+            self.wrk(floor.pid, f"{self.floor_url}/authors?per_page=20")
+            self.wrk(ours.pid, f"{self.url}/api/authors?per_page=20", *bearer)
+            for _ in range(self.rounds):
+                if {"http", "ws"} & set(parts):
+                    found["floor"].append(self.wrk(floor.pid, f"{self.floor_url}/authors?per_page=20"))
+                    found["get"].append(self.wrk(ours.pid, f"{self.url}/api/authors?per_page=20", *bearer))
+                if "ws" in parts:
+                    found["ws1"].append(self.sockets(ours.pid, 1))
+                    found["ws4"].append(self.sockets(ours.pid, 4))
+                if "post" in parts:
+                    lua = ("-s", str(BENCH / "create.lua"), "-H", "Content-Type: application/json")
+                    insert = f"{self.floor_url}/authors"
+                    found["insert"].append(self.wrk(floor.pid, insert, *lua, BENCH_PREFIX=uuid.uuid4().hex))
+                    create = f"{self.url}/api/authors"
+                    found["post"].append(self.wrk(ours.pid, create, *lua, *bearer, BENCH_PREFIX=uuid.uuid4().hex))
+        if "http" in parts:
+            self.report.ratio(
+                "GET /api/authors, whole chain / bare route", found["floor"], found["get"], "0.75 (aim 1.0)"
+            )
+        if "ws" in parts:
+            self.report.ratio(
+                "authors.list, 16 sockets, 1 call each / GET", found["get"], found["ws1"], "1.3 (aim 1.8)"
+            )
+            self.report.ratio(
+                "authors.list, 16 sockets, 4 calls each / GET", found["get"], found["ws4"], "1.3 (aim 1.8)"
+            )
+        if "post" in parts:
+            self.report.ratio("POST /api/authors / bare INSERT", found["insert"], found["post"], "0.5 (aim 0.8)")
+
+    def measure_memory(self) -> None:
+        say(f"memory: {SOCKETS} idle sockets on each")
+        figures = []
+        for start, url, token in ((self.floor, self.floor_url, ""), (self.ours, self.url, self.token)):
+            with start() as process:
+                with self.held(url, token, 20):
+                    pass
+                before = memory(process.pid)
+                with self.held(url, token, SOCKETS):
+                    time.sleep(2)
+                    figures.append((memory(process.pid) - before) / SOCKETS)
+        self.report.value(
+            "memory of an idle signed-in socket / bare uvicorn",
+            f"{figures[0]:.1f} KiB", f"{figures[1]:.1f} KiB", f"{figures[1] / figures[0]:.2f}", "45 KiB (aim 32)",
+        )  # fmt: skip
+
+    @contextmanager
+    def held(self, url: str, token: str, count: int) -> Iterator[None]:
+        command = [sys.executable, "-m", "bench.sockets", f"{url}/web", token, str(count), "0", "120"]
+        holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert holder.stdout is not None
+            if holder.stdout.readline().strip() != "open":
+                raise RuntimeError(f"{count} sockets could not be opened at {url}")
+            yield
+        finally:
+            holder.terminate()
+            holder.wait()
+            if holder.stdout is not None:
+                holder.stdout.close()
+
+    def measure_audit(self) -> None:
+        say("the same GET while audit rows cannot be written and PostgreSQL is slow")
+        with self.ours(HW_AUDIT__QUEUE_SIZE="500") as ours:
+            p99, full = asyncio.run(self._slow(ours.pid))
+        self.report.value(
+            "p99 of the GET, audit queue full, PostgreSQL slow", "-", f"{p99 * 1000:.0f} ms ({full:.0f} rows dropped)", "-",
+            "under the timeout of 10 s",
+        )  # fmt: skip
+
+    async def _slow(self, pid: int) -> tuple[float, float]:
+        """Another client locks the audit table and sorts without end; requests go on."""
+        database = self.environment["HW_DATABASE__URL"]
+        lock = await asyncpg.connect(database)
+        burners = [await asyncpg.connect(database) for _ in range(4)]
+        burn = "SELECT sum(sqrt(n)) FROM generate_series(1, 300000000) n"
+        times: list[float] = []
+        async with lock.transaction():
+            await lock.execute("LOCK TABLE user_actions IN ACCESS EXCLUSIVE MODE")
+            burning = [asyncio.create_task(burner.execute(burn)) for burner in burners]
+            limits = httpx.Limits(max_connections=32)
+            headers = {"Authorization": f"Bearer {self.token}"}
+            async with httpx.AsyncClient(headers=headers, limits=limits, timeout=30) as client:
+                ends = time.perf_counter() + max(10.0, self.seconds)
+
+                async def ask() -> None:
+                    while time.perf_counter() < ends:
+                        started = time.perf_counter()
+                        (await client.get(f"{self.url}/api/authors?per_page=20")).raise_for_status()
+                        times.append(time.perf_counter() - started)
+
+                await asyncio.gather(*(ask() for _ in range(32)))
+                metrics = (await client.get(f"{self.url}/metrics")).text
+        for task in burning:
+            task.cancel()
+        for connection in (lock, *burners):
+            connection.terminate()
+        await asyncio.gather(*burning, return_exceptions=True)
+        dropped = re.search(r'audit_rows_total{result="dropped"} ([\d.e+]+)', metrics)
+        return sorted(times)[int(len(times) * 0.99)], float(dropped.group(1)) if dropped else 0
+
+    def measure_limiter(self) -> None:
+        say("rate limit decisions: the library and ours")
+        for concurrency, (theirs, ours) in asyncio.run(compare(self.environment["HW_REDIS__URL"])).items():
+            self.report.ratio(
+                f"rate limit decision, {concurrency} at once / `limits`",
+                [Figure(*theirs)],
+                [Figure(*ours)],
+                "more than 1",
+            )
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(PARTS)}; may be given again.")] = None,
+    seconds: Annotated[float, typer.Option(help="Length of one round.", min=1)] = 4.0,
+    rounds: Annotated[int, typer.Option(help="Rounds of each measure; the table shows medians.", min=1)] = 3,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")] = None,
+) -> None:
+    """Measure hw-server against a floor in the same run, one worker each, on this machine's loopback interface."""
+    parts = tuple(only or PARTS)
+    if unknown := set(parts) - set(PARTS):
+        raise typer.BadParameter(f"there is no part {unknown.pop()}; parts: {', '.join(PARTS)}")
+    if shutil.which("wrk") is None:
+        typer.echo("wrk is missing: apt-get install wrk", err=True)
+        raise typer.Exit(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 3 * SOCKETS)), hard))
+    report = Report()
+    with ExitStack() as ended:
+        folder = Path(tempfile.mkdtemp(prefix="hw-bench-"))
+        folder.chmod(0o755)
+        ended.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack = Stack(folder, Ports(18200, 18201 + 1, 18203, 18204))
+        ended.callback(stack.stop)
+        stack.start(say)
+        bench = Bench(seconds, rounds, folder, stack, report)
+        with bench.ours():
+            fill(bench)
+        if {"http", "ws", "post"} & set(parts):
+            bench.measure_requests(parts)
+        measures: dict[str, Callable[[], None]] = {
+            "memory": bench.measure_memory, "audit": bench.measure_audit, "limiter": bench.measure_limiter,
+        }  # fmt: skip
+        for name, measure in measures.items():
+            if name in parts:
+                measure()
+    show(report)
+    if as_json:
+        as_json.write_text(json.dumps(report.data, indent=2) + "\n")
+
+
+def fill(bench: Bench) -> None:
+    """Twenty rows, so that a page is full."""
+    with httpx.Client(headers={"Authorization": f"Bearer {bench.sign_in('alice')}"}) as client:
+        for index in range(25):
+            body = {"name": f"Author {index}", "bio": "Some words about the author", "born": "1950-01-01"}
+            client.post(f"{bench.url}/api/authors", json=body).raise_for_status()
+    assert "alice" in USERS
+
+
+def show(report: Report) -> None:
+    table = Table(
+        "Measure", "Floor", "Ours", "Ratio", "At least", title="hw-server, one worker, medians", show_lines=True
+    )
+    for row in report.rows:
+        table.add_row(*row)
+    console = Console(width=max(140, Console().width))
+    console.print(table)
+    console.print(
+        "CPU is the server process's own time a request; compare it where the load generator shares the cores."
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
