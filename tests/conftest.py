@@ -49,6 +49,9 @@ class Running:
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{")]
 
+    def lines_of(self, request_id: str) -> list[dict[str, Any]]:
+        return [line for line in self.log() if line.get("request_id") == request_id]
+
     def client(self, token: str | None = None, **options: Any) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20, **options)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.conftest import Running
+from tests.conftest import Running, until
 
 JSON = {"Content-Type": "application/json"}
 BODIES: dict[str, tuple[int, str, bytes]] = {
@@ -103,7 +103,7 @@ async def test_two_creates_at_once_make_one(alice: httpx.AsyncClient) -> None:
 
 async def test_believes_no_untrusted_proxy(server: Running, dave: httpx.AsyncClient) -> None:
     answer = await dave.get("/api/me", headers={"X-Forwarded-For": "203.0.113.9"})
-    [line] = [line for line in server.log() if line.get("request_id") == answer.headers["x-request-id"]]
+    [line] = await until(lambda: server.lines_of(answer.headers["x-request-id"]))
     assert line["client_ip"] == "127.0.0.1"
 
 
@@ -120,7 +120,7 @@ async def test_believes_no_untrusted_proxy(server: Running, dave: httpx.AsyncCli
 async def test_believes_trusted_proxies(proxied: Running, forwarded: str, seen: str) -> None:
     async with proxied.client() as client:
         answer = await client.get("/api/me", headers={"X-Forwarded-For": forwarded})
-    [line] = [line for line in proxied.log() if line.get("request_id") == answer.headers["x-request-id"]]
+    [line] = await until(lambda: proxied.lines_of(answer.headers["x-request-id"]))
     assert line["client_ip"] == seen
 
 

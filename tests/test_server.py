@@ -58,7 +58,7 @@ async def test_exports_what_the_design_promises(server: Running, token: Token, d
 async def test_a_request_can_be_found_in_the_log(server: Running, dave: httpx.AsyncClient) -> None:
     mine = uuid.uuid4().hex
     answer = await dave.get("/api/authors", headers={"X-Request-ID": mine})
-    [line] = [line for line in server.log() if line.get("request_id") == mine]
+    [line] = await until(lambda: server.lines_of(mine))
     assert answer.headers["x-request-id"] == mine
     assert (line["event"], line["level"], line["route"], line["status"]) == ("request", "info", "/api/authors", 200)
     assert (line["user_id"], line["method"]) == ("dave", "GET")

@@ -160,6 +160,7 @@ async def test_tokens_never_reach_the_log(guarded: Running, provider: Provider) 
     for token in (good, bad):
         async with guarded.client(token) as client:
             await client.get("/api/me")
+    await until(lambda: any(line.get("status") == 401 for line in guarded.log()))
     text = guarded.log_file.read_text()
     assert good not in text
     assert bad not in text

@@ -27,6 +27,7 @@ from hw_server.http.docs import add_documents, sign_in_scheme
 from hw_server.http.middleware import Guard, Identify, Observe, Problems, cors
 from hw_server.http.problems import status_of
 from hw_server.http.routes import add_operations
+from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import AuditTrail, Deadlines, Executor, Feature, Totals
 from hw_server.ratelimit import RateLimiter, SocketCap
@@ -130,8 +131,11 @@ def create_app(
     }
     deadlines = Deadlines(settings.http.request_timeout)
     executor = Executor(features, provided, db, trail, deadlines, settings.audit.record_reads, status_of)
+    requests_log = RequestLog(settings.log.requests and settings.log.level in ("debug", "info"))
     document = describe(executor, settings.http.public_url)
-    dispatcher = Dispatcher(settings, executor, identification, limiter, cap, trail, metrics, lambda: document)
+    dispatcher = Dispatcher(
+        settings, executor, identification, limiter, cap, trail, metrics, requests_log, lambda: document
+    )
     # Stopped in reverse order: the audit trail last, after everything that writes to it.
     supervisor = Supervisor([trail, partitions, revocations, sessions, health, deadlines, hub], on_failure)
     lifecycle = Lifecycle(settings, db, cache, auth, signing_keys, health, hub, supervisor)
@@ -161,7 +165,7 @@ def create_app(
     web = Problems(Guard(web, settings.http))
     if settings.http.cors_origins:
         web = cors(web, settings.http.cors_origins)
-    web = Observe(web, settings.http, metrics, settings.log.requests)
+    web = Observe(web, settings.http, metrics, requests_log)
     return Application(_served(api, web, Endpoint(settings, hub, dispatcher)), api, lifecycle)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -86,6 +87,8 @@ def listen(host: str, port: int) -> socket.socket:
 def run_worker(settings: Settings, bound: socket.socket) -> int:
     """Serves until a signal; the exit code is 1 where a part of the server failed."""
     logging.configure(settings.log)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a socket is a file
     server = Server(settings)
     with asyncio.Runner(loop_factory=_loop) as runner:
         try:

@@ -14,6 +14,7 @@ from hw_server.auth.identification import Identification
 from hw_server.errors import DomainError, HostNotAllowed, PayloadTooLarge
 from hw_server.http.addresses import client_address, header
 from hw_server.http.problems import domain_error, response_of
+from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import Call
 from hw_server.ratelimit import RateLimiter
@@ -46,10 +47,10 @@ def request_id_of(scope: Scope) -> str:
 class Observe:
     """Request id, security headers, metrics and the request's log line."""
 
-    def __init__(self, app: ASGIApp, settings: Http, metrics: Metrics, log_requests: bool) -> None:
+    def __init__(self, app: ASGIApp, settings: Http, metrics: Metrics, requests_log: RequestLog) -> None:
         self.app = app
         self._trusted = settings.trusted_proxies
-        self._log_requests = log_requests
+        self._requests_log = requests_log
         self._in_progress = metrics.http_in_progress
         self._requests = metrics.http_requests
         self._durations = metrics.http_duration
@@ -95,17 +96,16 @@ class Observe:
         elapsed = time.perf_counter() - call.started
         series[0].inc()
         series[1].observe(elapsed)
-        if self._log_requests:
-            log.info(
-                "request",
-                request_id=call.request_id,
-                method=method,
-                route=route,
-                status=status,
-                duration_ms=round(elapsed * 1000, 2),
-                user_id=call.caller.sub if call.caller else None,
-                client_ip=call.client_ip,
-            )
+        fields = {
+            "request_id": call.request_id,
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(elapsed * 1000, 2),
+            "user_id": call.caller.sub if call.caller else None,
+            "client_ip": call.client_ip,
+        }
+        self._requests_log.write("request", fields)
 
 
 class Problems:

@@ -6,42 +6,57 @@ from types import TracebackType
 SWEEP = 0.25  # seconds; how late an end may come
 
 
+class Deadline:
+    """Raises `TimeoutError` in the task that entered it, once `ends` (the loop's clock) has passed."""
+
+    __slots__ = ("_running", "_task", "ends", "expired")
+
+    def __init__(self, ends: float, running: "set[Deadline]") -> None:
+        self.ends = ends
+        self.expired = False
+        self._running = running
+        self._task = asyncio.current_task()
+
+    def __enter__(self) -> None:
+        self._running.add(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.discard(self)
+        if self.expired and self._task is not None:
+            self._task.uncancel()
+            if kind is asyncio.CancelledError:
+                raise TimeoutError from error
+
+    def expire(self) -> None:
+        self.expired = True
+        self._running.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+
+
 class Deadlines:
-    """A supervised service, and a context manager that raises `TimeoutError` in a task that ran too long."""
+    """A supervised service."""
 
     name = "deadlines"
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._running: dict[asyncio.Task[object], float] = {}
-        self._expired: set[asyncio.Task[object]] = set()
+        self._running: set[Deadline] = set()
+        self._now = 0.0  # the loop's clock at the last sweep
 
-    def __enter__(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running[task] = task.get_loop().time() + self._seconds
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._running.pop(task, None)
-        if task in self._expired:
-            self._expired.discard(task)
-            task.uncancel()
-            if kind is asyncio.CancelledError:
-                raise TimeoutError from error
+    def one(self) -> Deadline:
+        """For the calling task, from now on."""
+        return Deadline(self._now + self._seconds + SWEEP, self._running)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            self._now = loop.time()
+            for deadline in [deadline for deadline in self._running if deadline.ends <= self._now]:
+                deadline.expire()
             await asyncio.sleep(SWEEP)
-            now = loop.time()
-            for task in [task for task, ends in self._running.items() if ends <= now]:
-                del self._running[task]
-                self._expired.add(task)
-                task.cancel()
 
     async def drain(self) -> None:
         return None

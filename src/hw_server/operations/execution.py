@@ -58,7 +58,7 @@ class Executor:
         operation, arguments = bound.operation, None
         try:
             authorize(operation.role, call)
-            with self._deadlines:
+            with self._deadlines.one():
                 arguments = bound.binder.arguments(await raw(bound.binder))
                 if bound.binder.writes:
                     return await self._write(bound, call, arguments)

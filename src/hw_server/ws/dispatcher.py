@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from random import getrandbits
 from typing import Any
 
 import structlog
@@ -12,6 +13,7 @@ from pydantic_core import from_json, to_json
 from hw_server.auth import Principal
 from hw_server.auth.identification import Identification
 from hw_server.errors import Conflict, DomainError, InvalidInput, RateLimited, Unauthenticated
+from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import AuditTrail, Call, Executor, action_row
 from hw_server.operations.binder import Binder
@@ -44,6 +46,7 @@ class Dispatcher:
         cap: SocketCap,
         audit: AuditTrail,
         metrics: Metrics,
+        requests_log: RequestLog,
         document: Callable[[], dict[str, Any]],
     ) -> None:
         self.max_in_flight = settings.ws.max_in_flight
@@ -51,7 +54,7 @@ class Dispatcher:
         self.sent = metrics.ws_messages.labels("out")
         self._received = metrics.ws_messages.labels("in")
         self._max_batch = settings.ws.max_batch
-        self._log_calls = settings.log.requests
+        self._requests_log = requests_log
         self._executor = executor
         self._identification = identification
         self._limiter = limiter
@@ -92,7 +95,7 @@ class Dispatcher:
 
     async def _call(self, connection: Connection, message: Any) -> bytes | None:
         """The answer to one call, None for a notification."""
-        call = Call("ws", secrets.token_hex(8), connection.client_ip, time.perf_counter(), connection.principal)
+        call = Call("ws", f"{getrandbits(64):016x}", connection.client_ip, time.perf_counter(), connection.principal)
         method, code, answer, call_id = "invalid", "ok", None, None
         try:
             call_id, method_name, params = _request(message)
@@ -179,16 +182,15 @@ class Dispatcher:
             series = self._durations[method, code] = self._metrics.ws_rpc.labels(method, code)
         elapsed = time.perf_counter() - call.started
         series.observe(elapsed)
-        if self._log_calls:
-            log.info(
-                "call",
-                request_id=call.request_id,
-                route=method,
-                code=code,
-                duration_ms=round(elapsed * 1000, 2),
-                user_id=call.caller.sub if call.caller else None,
-                client_ip=call.client_ip,
-            )
+        fields = {
+            "request_id": call.request_id,
+            "route": method,
+            "code": code,
+            "duration_ms": round(elapsed * 1000, 2),
+            "user_id": call.caller.sub if call.caller else None,
+            "client_ip": call.client_ip,
+        }
+        self._requests_log.write("call", fields)
 
 
 def _request(message: Any) -> tuple[Any, str, dict[str, Any]]:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import apply_mask  # type: ignore[attr-defined]
 
+TEXT, CONTROL, MASKED = 0x81, 0x88, 0x80  # a final text frame, the first control frame, the bit of a client's mask
 PROTOCOL = "hw.protocol"  # the scope's key of the connection's protocol object
 
 
@@ -22,6 +24,41 @@ def text_frame(payload: bytes) -> bytes:
 
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     on_message: Callable[[bytes, bool], None] | None = None
+    _partial = b""  # the beginning of a frame
+    _foreign = False  # whether the library reads all frames: a fragmented message, or one it must refuse
+
+    def data_received(self, data: bytes) -> None:
+        """Whole text frames are read here; everything else goes, frame by frame, to the library."""
+        # What comes before the handshake is answered may leave the library in the middle of a frame.
+        self._foreign = self._foreign or (self.handshake_initiated and not self.handshake_complete)
+        if self.on_message is None or self._foreign:
+            super().data_received(data)
+            return
+        if self._partial:
+            data, self._partial = self._partial + data, b""
+        position, end = 0, len(data)
+        while end - position >= 6:
+            kind, size, start = data[position], data[position + 1] & 0x7F, position + 2
+            if size == 126:
+                size, start = int.from_bytes(data[start : start + 2], "big"), start + 2
+            elif size == 127:
+                if end - position < 14:
+                    break
+                size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
+            following = start + 4 + size
+            control = kind >= CONTROL and data[position + 1] >= MASKED
+            if not control and (kind != TEXT or data[position + 1] < MASKED or size > self.config.ws_max_size):
+                self._foreign = True
+                super().data_received(data[position:])
+                return
+            if following > end:
+                break
+            if control:
+                super().data_received(data[position:following])
+            elif not self.close_sent:
+                self.on_message(apply_mask(data[start + 4 : following], data[start : start + 4]), True)
+            position = following
+        self._partial = data[position:]
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
