@@ -20,11 +20,20 @@ import asyncpg
 import httpx
 import pytest
 import websockets
+from playwright.sync_api import Browser, sync_playwright
 
 from hw_server.embedded import Ports, Stack
 from tests.provider import Provider
 
 PROJECT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium")
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def free_port() -> int:
@@ -211,6 +220,17 @@ def guarded(serve: Serve, provider: Provider) -> Iterator[Running]:
     """A server that trusts `provider`."""
     with serve(**provider.settings()) as running:
         yield running
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium, headless; in continuous integration it may not be missing."""
+    if CHROMIUM is None and not os.environ.get("CI"):
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
 
 
 async def until(check: Callable[[], Any], seconds: float = 20) -> Any:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import jwt
 import pytest
+from playwright.sync_api import Browser
 
 from hw_server.embedded import Ports, Stack
 from hw_server.embedded import keycloak as real
+from tests.browser import sign_in_and_ask
 from tests.conftest import Running, free_port, run_server, sign_in, until
 
 if shutil.which("mvn") is None and not os.environ.get("CI"):
@@ -84,6 +86,10 @@ async def test_a_user_ended_by_an_administrator(keycloak: Stack, running: Runnin
         async with running.client(sign_in(keycloak, "dave")["access_token"]) as dave:
             assert (await dave.delete(f"/api/sessions/{sid}")).status_code == 204
         assert (await bob.get("/api/me")).status_code == 401
+
+
+def test_the_api_page_signs_in(running: Running, browser: Browser) -> None:
+    assert '"username": "alice"' in sign_in_and_ask(browser, running.environment["HW_HTTP__PUBLIC_URL"], "alice")
 
 
 def test_the_realm_file_stands_alone() -> None:

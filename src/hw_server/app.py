@@ -152,9 +152,9 @@ def create_app(
     for feature in features:
         if feature.router is not None:
             api.include_router(feature.router, prefix="/api")
-    add_operations(api.router, executor, sign_in_scheme(settings.oidc))
+    add_operations(api.router, executor, sign_in_scheme())
     api.include_router(health_router)
-    add_documents(api, settings.oidc)
+    add_documents(api, settings.oidc, signing_keys)
 
     @api.get("/openrpc.json", include_in_schema=False)
     async def openrpc() -> JSONResponse:

@@ -42,9 +42,9 @@ class SigningKeys:
             raise Unavailable("the identity provider is out of reach")
         return key
 
-    async def check(self) -> None:
-        """Asks the provider for its configuration; `Unavailable` where it does not answer."""
-        await self._get(f"{self._base}/.well-known/openid-configuration")
+    async def configuration(self) -> dict[str, Any]:
+        """The provider's own description, fetched now; `Unavailable` where it does not answer."""
+        return await self._get(f"{self._base}/.well-known/openid-configuration")
 
     async def _fetch_unless_known(self, kid: str) -> None:
         async with self._lock:
@@ -58,7 +58,7 @@ class SigningKeys:
             self._next_fetch = time.monotonic() + (self._settings.jwks_cooldown if self._keys else 1.0)
 
     async def _fetch(self) -> dict[str, PyJWK]:
-        discovered = await self._get(f"{self._base}/.well-known/openid-configuration")
+        discovered = await self.configuration()
         if discovered.get("issuer") != self._settings.issuer:
             raise Unavailable(f"the provider calls itself {discovered.get('issuer')!r}, not oidc.issuer")
         # The document names public addresses; this server may reach the provider only at its internal one.

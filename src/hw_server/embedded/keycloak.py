@@ -25,7 +25,10 @@ def service(state: Path, port: int, postgres_port: int, app_port: int) -> Servic
         if not (home / "bin/kc.sh").exists():
             _unpack(home)
         (home / "data/import").mkdir(parents=True, exist_ok=True)
+        # The file names the application's addresses in containers.
         realm = REALM.read_text()
+        for host in ("localhost", "127.0.0.1"):
+            realm = realm.replace(f"http://{host}:8000", f"http://{host}:{app_port}")
         (home / "data/import/hw-realm.json").write_text(
             realm.replace("http://hw-server:8000", f"http://127.0.0.1:{app_port}")
         )

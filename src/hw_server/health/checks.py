@@ -38,7 +38,7 @@ class Health:
             "postgresql": db.ping,
             "redis_cache": cache.ping,
             "redis_auth": auth.ping,
-            "identity": keys.check,
+            "identity": keys.configuration,
         }
         self._db_up, self._redis_up = metrics.db_up, metrics.redis_up
         self._report: Report | None = None

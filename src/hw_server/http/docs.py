@@ -1,26 +1,30 @@
 """API documents at `/docs` with sign-in by PKCE; every asset is served from here."""
 
+from typing import Any
+
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
 from fastapi.responses import HTMLResponse
 from fastapi.security import OpenIdConnect
 from starlette.staticfiles import StaticFiles
 
+from hw_server.auth.jwks import SigningKeys
 from hw_server.settings import Oidc
 
 REDIRECT = "/docs/oauth2-redirect"
+DISCOVERY = "/docs/openid-configuration"
 
 
-def sign_in_scheme(settings: Oidc) -> OpenIdConnect:
+def sign_in_scheme() -> OpenIdConnect:
     return OpenIdConnect(
-        openIdConnectUrl=f"{settings.issuer}/.well-known/openid-configuration",
+        openIdConnectUrl=DISCOVERY,
         scheme_name="sign-in",
         description="Sign in at the identity provider (authorization code with PKCE).",
         auto_error=False,
     )
 
 
-def add_documents(app: FastAPI, settings: Oidc) -> None:
+def add_documents(app: FastAPI, settings: Oidc, keys: SigningKeys) -> None:
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
     policy = (
         "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
@@ -46,6 +50,13 @@ def add_documents(app: FastAPI, settings: Oidc) -> None:
             swagger_ui_parameters={"persistAuthorization": False, "tryItOutEnabled": True},
         )
         return HTMLResponse(page.body, headers=headers)
+
+    @app.get(DISCOVERY, include_in_schema=False)
+    async def discovery() -> dict[str, Any]:
+        """The provider's description, cut down to the one way in that this page offers."""
+        found = await keys.configuration()
+        kept = {name: found[name] for name in ("issuer", "authorization_endpoint", "token_endpoint")}
+        return {**kept, "grant_types_supported": ["authorization_code"], "scopes_supported": ["openid"]}
 
     @app.get(REDIRECT, include_in_schema=False)
     async def redirect() -> HTMLResponse:

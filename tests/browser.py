@@ -1,0 +1,29 @@
+"""A real browser for the API page: Debian's Chromium, headless."""
+
+from playwright.sync_api import Browser, Page
+
+
+def sign_in_and_ask(browser: Browser, url: str, user: str) -> str:
+    """Signs in on the API page, asks for `/api/me` there, and gives back what the page shows."""
+    page = browser.new_page()
+    page.goto(f"{url}/docs")
+    page.click("button.authorize")
+    page.check(".modal-ux input[type=checkbox]", force=True)
+    with page.expect_popup() as opening:
+        page.click(".modal-ux button.authorize")
+    log_in(opening.value, user)
+    page.wait_for_selector(".modal-ux button:has-text('Logout')")
+    page.click(".modal-ux button.btn-done")
+    block = page.locator("#operations-me-me\\.get, [id^=operations-me]").first
+    block.locator("button.opblock-summary-control").click()
+    block.locator("button.execute").click()
+    return block.locator(
+        ".live-responses-table .response .highlight-code, .live-responses-table .microlight"
+    ).first.inner_text()
+
+
+def log_in(window: Page, user: str) -> None:
+    window.fill("input[name=username]", user)
+    window.fill("input[name=password]", user)
+    with window.expect_event("close"):
+        window.press("input[name=password]", "Enter")
