@@ -112,7 +112,7 @@ class RateLimiter:
             while self._waiting:
                 batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
                 try:
-                    answers = await self._redis.run("ratelimit", lambda client, b=batch: _evaluate(client, b))  # type: ignore[misc]
+                    answers = await self._redis.run("ratelimit", lambda _, b=batch: _evaluate(self._redis.lane, b))  # type: ignore[misc]
                 except Unavailable as error:
                     for _, _, future in batch:
                         if not future.done():
