@@ -36,6 +36,8 @@ async def test_a_change_has_its_row_at_once(alice: httpx.AsyncClient, dave: http
         (None, "GET", "/api/authors", "denied", 401, "unauthenticated"),
         ("alice", "GET", "/api/authors/9223372036854775807", "failure", 404, "not_found"),
         ("alice", "GET", "/api/authors/x", "failure", 422, "validation_error"),
+        ("alice", "GET", "/api/audit-logs/export", "denied", 403, "forbidden"),
+        (None, "GET", "/api/audit-logs/export", "denied", 401, "unauthenticated"),
     ],
 )
 async def test_other_requests_follow(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hw_server.http.problems import STATUS
+from hw_server.settings import PRODUCTION_DEFAULTS, variable_of
 from hw_server.ws.codes import RPC_CODE, Close
 
 PROJECT = Path(__file__).parent.parent
@@ -43,6 +44,8 @@ def test_every_setting_is_listed() -> None:
         capture_output=True, text=True, check=True, env={},
     )  # fmt: skip
     listed = (PROJECT / "docs/settings.md").read_text()
+    for name, value in PRODUCTION_DEFAULTS.items():
+        assert f"| `{variable_of(name)}` | `{value}` |\n" in listed
     for item in json.loads(told.stdout):
         default = f"`{item['value']}`" if item["value"] else ""
         assert f"| `{item['variable']}` | {default} | {item['description']} |" in listed

@@ -62,6 +62,12 @@ def test_production_accepts_its_own_secrets() -> None:
     assert load(PRODUCTION).environment is Environment.PRODUCTION
 
 
+def test_production_has_lower_limits() -> None:
+    assert load({}).ratelimit.http_per_minute == 6000
+    assert load(PRODUCTION).ratelimit.http_per_minute == 600
+    assert load({**PRODUCTION, "HW_RATELIMIT__HTTP_PER_MINUTE": "900"}).ratelimit.http_per_minute == 900
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [

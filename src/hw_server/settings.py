@@ -39,6 +39,13 @@ def _split(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)]
+# Defaults that differ in production; the others hold everywhere.
+PRODUCTION_DEFAULTS = {
+    "ratelimit.http_per_minute": "600",
+    "ratelimit.ws_per_minute": "1200",
+    "ratelimit.sockets_per_user": "20",
+    "http.drain_delay": "5",
+}
 OnRedisDown = Literal["open", "closed"]
 
 
@@ -193,6 +200,10 @@ def load(environ: dict[str, str] | None = None) -> Settings:
                 problems.append(f"{_dotted(name)}: cannot read {variable}={raw}: {type(error).__name__}")
                 continue
         _place(values, _dotted(name).split("."), text)
+    if values.get("environment") == Environment.PRODUCTION:
+        for name, text in PRODUCTION_DEFAULTS.items():
+            if variable_of(name) not in source and f"{variable_of(name)}_FILE" not in source:
+                _place(values, name.split("."), text)
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:

@@ -5,8 +5,10 @@ from typing import Any
 from fastapi import Depends, Request
 
 from hw_server.auth import Principal
+from hw_server.errors import DomainError
 from hw_server.http.middleware import CALL
-from hw_server.operations import Call, authorize
+from hw_server.http.problems import status_of
+from hw_server.operations import AuditTrail, Call, action_row, authorize
 
 
 def call_of(request: Request) -> Call:
@@ -19,7 +21,14 @@ def require(role: str) -> Any:
 
     async def caller(request: Request) -> Principal:
         call = call_of(request)
-        authorize(role, call)
+        try:
+            authorize(role, call)
+        except DomainError as error:
+            route = request.scope["route"]
+            trail: AuditTrail = request.app.state.provided[AuditTrail]
+            row = action_row(call, route.operation_id, outcome="denied", status=status_of(error), error=error.code)
+            trail.record(row)
+            raise
         assert call.caller is not None
         return call.caller
 
