@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import httpx
@@ -107,17 +107,24 @@ class Socket:
 Serve = Callable[..., AbstractContextManager[Running]]
 
 
-@pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
+@contextmanager
+def run_stack(provider: Literal["nanoidp", "keycloak"] = "nanoidp") -> Iterator[Stack]:
+    """Real servers on free ports, with their data in a folder that goes away with them."""
     folder = Path(tempfile.mkdtemp(prefix="hw-test-"))
     folder.chmod(0o755)
-    stack = Stack(folder, Ports(free_port(), free_port(), free_port(), free_port()))
+    stack = Stack(folder, Ports(free_port(), free_port(), free_port(), free_port()), provider)
     try:
         stack.start()
         yield stack
     finally:
         stack.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    with run_stack() as stack:
+        yield stack
 
 
 @contextmanager

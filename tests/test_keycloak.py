@@ -3,18 +3,16 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import jwt
 import pytest
 from playwright.sync_api import Browser
 
-from hw_server.embedded import Ports, Stack
+from hw_server.embedded import Stack
 from hw_server.embedded import keycloak as real
 from tests.browser import sign_in_and_ask
-from tests.conftest import Running, free_port, run_server, sign_in, until
+from tests.conftest import Running, run_server, run_stack, sign_in, until
 
 if shutil.which("mvn") is None and not os.environ.get("CI"):
     pytest.skip("Keycloak is fetched with Maven, which is not installed", allow_module_level=True)
@@ -24,16 +22,9 @@ pytestmark = pytest.mark.keycloak
 
 @pytest.fixture(scope="module")
 def keycloak() -> Iterator[Stack]:
-    state = Path(tempfile.mkdtemp(prefix="hw-keycloak-"))
-    state.chmod(0o755)
     real.provide_java()
-    stack = Stack(state, Ports(free_port(), free_port(), free_port(), free_port()), "keycloak")
-    try:
-        stack.start()
+    with run_stack("keycloak") as stack:
         yield stack
-    finally:
-        stack.stop()
-        shutil.rmtree(state, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -13,8 +11,8 @@ import asyncpg
 import httpx
 import pytest
 
-from hw_server.embedded import Ports, Stack
-from tests.conftest import Running, free_port, run_server, sign_in, until
+from hw_server.embedded import Stack
+from tests.conftest import Running, free_port, run_server, run_stack, sign_in, until
 
 OUTAGE = 20.0  # seconds
 BOUND = 12.0  # seconds; http.request_timeout and a little
@@ -23,15 +21,8 @@ BOUND = 12.0  # seconds; http.request_timeout and a little
 @pytest.fixture(scope="module")
 def fragile() -> Iterator[Stack]:
     """A stack of its own, to be broken."""
-    folder = Path(tempfile.mkdtemp(prefix="hw-outage-"))
-    folder.chmod(0o755)
-    stack = Stack(folder, Ports(free_port(), free_port(), free_port(), free_port()))
-    try:
-        stack.start()
+    with run_stack() as stack:
         yield stack
-    finally:
-        stack.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
