@@ -9,6 +9,7 @@ from pathlib import Path
 
 import asyncpg
 import httpx
+import psutil
 import pytest
 
 from hw_server.embedded import Stack
@@ -135,3 +136,21 @@ async def test_a_killed_server_keeps_what_it_acknowledged(
             await asyncio.gather(*writers)
     assert await audited(fragile, made) == len(set(made)) == len(made)
     assert {(await dave.get(f"/api/authors/{author}")).status_code for author in made[-50:]} == {200}
+
+
+@pytest.mark.parametrize("name", ["valkey", "nanoidp", "postgresql"])
+async def test_a_hanging_part_costs_no_more_than_a_timeout(fragile: Stack, dave: httpx.AsyncClient, name: str) -> None:
+    main = psutil.Process(fragile.processes[name].pid)
+    processes = [main, *main.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        statuses, made = await exercise(dave, time.monotonic() + 6)
+        report = (await dave.get("/health")).json()
+    finally:
+        for process in processes:
+            process.resume()
+    assert statuses == ({503} if name == "postgresql" else {200, 201})
+    assert report["status"] == ("down" if name == "postgresql" else "degraded")
+    await until(lambda: healthy(dave))
+    assert await audited(fragile, made) == len(made)
