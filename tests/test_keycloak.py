@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 
+import httpx
 import jwt
 import pytest
 from playwright.sync_api import Browser
@@ -77,6 +78,12 @@ async def test_a_user_ended_by_an_administrator(keycloak: Stack, running: Runnin
         async with running.client(sign_in(keycloak, "dave")["access_token"]) as dave:
             assert (await dave.delete(f"/api/sessions/{sid}")).status_code == 204
         assert (await bob.get("/api/me")).status_code == 401
+
+
+def test_exports_what_the_alerts_use(keycloak: Stack) -> None:
+    text = httpx.get(f"http://127.0.0.1:{keycloak.ports.oidc + real.MANAGEMENT}/metrics").text
+    assert 'jvm_memory_used_bytes{area="heap"' in text
+    assert 'jvm_memory_max_bytes{area="heap"' in text
 
 
 def test_the_api_page_signs_in(running: Running, browser: Browser) -> None:

@@ -1,0 +1,75 @@
+"""Alerts: proven by promtool, on series that are really exported."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT, Running
+
+PROMETHEUS = PROJECT / "docker" / "prometheus"
+ALERTS = (PROMETHEUS / "alerts.yml").read_text()
+NAMES = re.findall(r"alert: (\w+)", ALERTS)
+EXPRESSIONS = re.findall(r"expr: >-\n +(.+)", ALERTS)
+FROM_ELSEWHERE = {"up", "jvm_memory_used_bytes", "jvm_memory_max_bytes"}
+
+
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None and not os.environ.get("CI"):
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    return found or "promtool"
+
+
+def check(promtool: str, *arguments: str, folder: Path = PROMETHEUS) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([promtool, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_there_are_sixteen_alerts_in_eight_groups() -> None:
+    assert (len(NAMES), len(re.findall(r"- name: ", ALERTS))) == (16, 8)
+    for part in ("severity:", "summary:", "description:", "runbook:"):
+        assert ALERTS.count(part) == 16
+
+
+def test_each_alert_fires_and_stays_quiet(promtool: str) -> None:
+    told = check(promtool, "test", "rules", "alerts_test.yml")
+    assert told.returncode == 0, told.stdout + told.stderr
+    cases = re.findall(r"- name: (\w+) (fires|stays quiet)", (PROMETHEUS / "alerts_test.yml").read_text())
+    assert sorted(cases) == sorted((name, kind) for name in NAMES for kind in ("fires", "stays quiet"))
+
+
+@pytest.mark.parametrize("change", [("== 0", "== 7"), ("> 0.05", "> 99"), ("for: 10m", "for: 10h")])
+def test_a_broken_alert_is_noticed(promtool: str, tmp_path: Path, change: tuple[str, str]) -> None:
+    shutil.copy(PROMETHEUS / "alerts_test.yml", tmp_path)
+    (tmp_path / "alerts.yml").write_text(ALERTS.replace(*change))
+    assert check(promtool, "test", "rules", "alerts_test.yml", folder=tmp_path).returncode == 1
+
+
+def test_the_configuration_is_valid(promtool: str, tmp_path: Path) -> None:
+    shutil.copy(PROMETHEUS / "alerts.yml", tmp_path)
+    text = (PROMETHEUS / "prometheus.yml").read_text().replace("/etc/prometheus/alerts.yml", "alerts.yml")
+    (tmp_path / "prometheus.yml").write_text(text)
+    told = check(promtool, "check", "config", "prometheus.yml", folder=tmp_path)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+async def test_alerts_use_series_that_are_exported(server: Running, token: Callable[[str], str]) -> None:
+    async with server.client(token("dave")) as client, server.socket(token("dave")) as socket:
+        await client.get("/api/authors")
+        await socket.call("ping")
+        text = (await client.get("/metrics")).text
+    exported = set(re.findall(r"^# TYPE (\w+)", text, re.M)) | set(re.findall(r"^(\w+)[{ ]", text, re.M))
+    # A counter with labels has no sample before it first counts, but its TYPE line is there.
+    used = {name for line in EXPRESSIONS for name in re.findall(r"\b([a-z]\w+_\w+|up)\b(?=[{\[ )])", line)}
+    used -= {"histogram_quantile"}
+    assert used - FROM_ELSEWHERE <= exported
+
+
+def test_every_alert_has_its_runbook() -> None:
+    text = (PROJECT / "docs/deployment/monitoring.md").read_text()
+    assert re.findall(r"^### (\w+)$", text, re.M) == NAMES
