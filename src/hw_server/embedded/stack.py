@@ -47,13 +47,21 @@ class Stack:
         """Starts what does not run and returns once all of it answers."""
         self.state.mkdir(parents=True, exist_ok=True)
         processes = list(self.processes.values())
-        if self.provider == "keycloak":
-            # Keycloak needs its database before it starts.
-            self.start_one("postgresql", progress)
-        fresh = [process for process in processes if process.start()]
+        self.refuse_taken_ports()
+        fresh = []
+        for process in processes:
+            if process.start():
+                fresh.append(process)
+            if process.service.name == "postgresql" and self.provider == "keycloak":
+                process.wait()  # Keycloak needs its database before it starts.
         for process in processes:
             process.wait()
             progress(f"{process.service.name} is {'ready' if process in fresh else 'running already'}")
+
+    def refuse_taken_ports(self) -> None:
+        """All of them before anything starts, so that a refusal leaves nothing behind."""
+        for process in self.processes.values():
+            process.refuse_taken_port()
 
     def start_one(self, name: str, progress: Callable[[str], None] = lambda line: None) -> None:
         process = self.processes[name]

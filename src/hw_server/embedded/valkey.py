@@ -2,9 +2,10 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 
-from hw_server.embedded.process import Service, answers
+from hw_server.embedded.process import Service
 
 
 def service(state: Path, port: int) -> Service:
@@ -30,8 +31,18 @@ def service(state: Path, port: int) -> Service:
             "yes",
         ],
         environment={"PATH": os.environ.get("PATH", "")},
-        ready=lambda: answers(port),
+        ready=lambda: _ready(port),
         prepare=lambda: data.mkdir(parents=True, exist_ok=True),
         option="--redis-port",
         stop_signal=signal.SIGTERM,
     )
+
+
+def _ready(port: int) -> bool:
+    """Whether it serves: it accepts connections before its data is loaded."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.5) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+    except OSError:
+        return False
