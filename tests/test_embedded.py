@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hw_server.embedded import EmbeddedError, Ports, Service, Stack
+from hw_server.embedded import EmbeddedError, Ports, Service, Stack, keycloak
 from hw_server.embedded.postgres import remove_data
 from hw_server.embedded.process import Process
 from tests.conftest import free_port
@@ -106,6 +106,23 @@ def test_health_is_asked_past_a_proxy(stack: Stack, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     stack.processes["nanoidp"].service.patience = 20
     stack.start_one("nanoidp")
+
+
+@pytest.mark.parametrize(
+    ("maven", "told"),
+    [(None, "install it"), ("echo '[ERROR] no such artifact'; echo '[ERROR] read more'; exit 1", "no such artifact")],
+)
+def test_a_keycloak_that_cannot_be_fetched_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maven: str | None, told: str
+) -> None:
+    if maven:
+        (tmp_path / "mvn").write_text(f"#!/bin/sh\n{maven}\n")
+        (tmp_path / "mvn").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(EmbeddedError, match=told) as refused:
+        keycloak.service(tmp_path / "state", free_port(), free_port(), free_port()).prepare()
+    assert ("\n" in str(refused.value), "read more" in str(refused.value)) == (False, False)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives PostgreSQL another user")

@@ -71,6 +71,7 @@ def up(
         ):
             raise EmbeddedError("the stack runs already with other options; `hw down` first")
         if keycloak:
+            _say("Keycloak takes half a minute; the first time it is fetched")
             real_keycloak.provide_java()
         stack = Stack(state, ports, "keycloak" if keycloak else "nanoidp")
         application = Process(_application(stack, workers), stack.state)

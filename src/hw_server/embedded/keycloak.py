@@ -109,24 +109,23 @@ def _system_java() -> int:
 
 
 def _unpack(home: Path) -> None:
-    archive = (
-        Path.home()
-        / ".m2/repository/org/keycloak/keycloak-quarkus-dist"
-        / VERSION
-        / f"keycloak-quarkus-dist-{VERSION}.zip"
-    )
+    repository = Path.home() / ".m2/repository"
+    name = "keycloak-quarkus-dist"
+    archive = repository / "org/keycloak" / name / VERSION / f"{name}-{VERSION}.zip"
     if not archive.exists():
         maven = shutil.which("mvn")
         if maven is None:
             raise EmbeddedError("Keycloak is fetched with Maven: install it (apt-get install maven) and try again")
         fetched = subprocess.run(  # noqa: S603
-            [maven, "-q", "dependency:get", f"-Dartifact={COORDINATES}"],
+            [maven, "-q", "-B", f"-Dmaven.repo.local={repository}", "dependency:get", f"-Dartifact={COORDINATES}"],
             capture_output=True,
             text=True,
             check=False,
+            env={**os.environ, **_java()},
         )
         if fetched.returncode != 0 or not archive.exists():
-            raise EmbeddedError(f"Maven could not fetch {COORDINATES}: {fetched.stdout.strip()[-300:]}")
+            reasons = [line for line in fetched.stdout.splitlines() + fetched.stderr.splitlines() if line.strip()]
+            raise EmbeddedError(f"Maven could not fetch {COORDINATES}: {''.join(reasons[:1])[:400]}")
     # Moved into place whole: an interrupted unpacking is never taken for a distribution.
     with tempfile.TemporaryDirectory(dir=home.parent) as folder, zipfile.ZipFile(archive) as zipped:
         zipped.extractall(folder)
