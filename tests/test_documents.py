@@ -22,14 +22,15 @@ def test_links_and_paths_lead_somewhere(name: str) -> None:
     text, folder = NAMES[name].read_text(), NAMES[name].parent
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
         assert (folder / link).exists(), link
-    for path in re.findall(r"`((?:src|tests|docs|bench|docker|migrations)/[\w/.-]+)`", text):
+    for path in re.findall(r"`(?!docker/secrets)((?:src|tests|docs|bench|docker|migrations)/[\w/.-]+)`", text):
         assert (PROJECT / path).exists(), path
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_exist(name: str) -> None:
     text = NAMES[name].read_text()
-    targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.M)
+    rules = (PROJECT / "Makefile").read_text() + (PROJECT / "docker/stack.mk").read_text()
+    targets = re.findall(r"^([a-z-]+):", rules, re.M)
     assert set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.M)) <= {(t, "") for t in targets} | {
         ("", t) for t in targets
     }

