@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -78,7 +79,8 @@ def sign_in(user: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def images() -> None:
+def images() -> Iterator[None]:
+    """A Docker engine and the local images; an engine that was started here is stopped again."""
     if os.geteuid() != 0 or shutil.which("mvn") is None:
         assert not os.environ.get("CI"), "the container stack needs root and mvn"
         pytest.skip("the container stack needs root (for a Docker engine) and mvn")
@@ -86,6 +88,11 @@ def images() -> None:
     if prepared.returncode == 3 and not os.environ.get("CI"):
         pytest.skip("no Docker engine can run here")
     assert prepared.returncode == 0
+    yield
+    engine = WORK / "dockerd.pid"
+    if engine.exists():
+        os.kill(int(engine.read_text()), signal.SIGTERM)
+        engine.unlink()
 
 
 @pytest.fixture(scope="session")

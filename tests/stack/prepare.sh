@@ -18,7 +18,8 @@ fi
 mkdir -p "$work"
 if ! docker info >/dev/null 2>&1; then
   say "starting a Docker engine"
-  nohup dockerd >"$work/dockerd.log" 2>&1 &
+  nohup dockerd >"$work/dockerd.log" 2>&1 </dev/null &
+  echo $! >"$work/dockerd.pid"
   for _ in $(seq 60); do docker info >/dev/null 2>&1 && break; sleep 1; done
 fi
 docker info >/dev/null 2>&1 || { echo "no Docker engine can run here: see $work/dockerd.log" >&2; exit 3; }
