@@ -129,8 +129,12 @@ def panels(kind: str) -> list[tuple[str, str]]:
 
 
 def test_every_prometheus_panel_names_real_series() -> None:
-    """After `test_prometheus_scrapes`: every metric of every panel has been scraped."""
-    names = httpx.get("http://127.0.0.1:9090/api/v1/label/__name__/values").json()["data"]
+    """The application is scraped once a minute: what was counted just now shows with the next scrape."""
+    names: list[str] = []
+    deadline = time.monotonic() + 100
+    while "http_requests_total" not in names and time.monotonic() < deadline:
+        names = httpx.get("http://127.0.0.1:9090/api/v1/label/__name__/values").json()["data"]
+        time.sleep(1)
     for title, expression in panels("prometheus"):
         told = httpx.get("http://127.0.0.1:9090/api/v1/query", params={"query": expression.replace("[5m]", "[4m]")})
         assert told.json()["status"] == "success", (title, told.text)
