@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,10 +37,21 @@ QUIET = [
 ]
 
 
+# Below the range from which the kernel takes the ports of outgoing connections: none of them can get in between. A
+# block for each test process; every other port, as Keycloak also takes the next one.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_BLOCK = range(10_000 + _WORKER % 10 * 2_000, 12_000 + _WORKER % 10 * 2_000, 2)
+_ports = cycle([*_BLOCK[os.getpid() % 1_000 :], *_BLOCK[: os.getpid() % 1_000]])
+
+
 def free_port() -> int:
+    """A port on which nothing listens, and which no other test is given."""
+    return next(port for port in _ports if _free(port) and _free(port + 1))
+
+
+def _free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @dataclass
