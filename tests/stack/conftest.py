@@ -47,6 +47,11 @@ def absent(variable: str) -> bool:
     return ENVIRONMENT[variable] == "hw-test/absent"
 
 
+NEEDS_LOKI = pytest.mark.skipif(
+    absent("LOKI_IMAGE") or absent("ALLOY_IMAGE"), reason="Loki and Alloy come in no package: set their images"
+)
+
+
 def address(container: str) -> str:
     networks = containers()[container]["NetworkSettings"]["Networks"]
     return str(networks["hw-network"]["IPAddress"])
@@ -98,6 +103,19 @@ def panels(kind: str) -> list[tuple[str, str]]:
                 if target["datasource"]["uid"] == kind:
                     found.append((panel["title"], target.get("expr") or target["rawSql"]))
     return found
+
+
+def loki(expression: str, wait: float = 30, **arguments: Any) -> list[dict[str, Any]]:
+    """The streams of the last ten minutes; asked until there are some, `wait` seconds at most."""
+    url = f"http://{address('hw-loki')}:3100/loki/api/v1/query_range"
+    deadline = time.monotonic() + wait
+    while True:
+        told = httpx.get(url, params={"query": expression, "since": "10m", **arguments})
+        assert told.status_code == 200, (expression, told.text)
+        found: list[dict[str, Any]] = told.json()["data"]["result"]
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(1)
 
 
 @pytest.fixture(scope="session")

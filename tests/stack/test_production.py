@@ -1,27 +1,39 @@
-"""The production overlay, as Compose 2 renders it: each hardening point."""
+"""The production overlay: each hardening point as Compose 2 renders it, then started and tried from outside."""
 
+import base64
+import hashlib
+import html
 import json
 import re
+import secrets
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 
-from tests.conftest import PROJECT
-from tests.stack.conftest import ENVIRONMENT, V2
+from tests.conftest import PROJECT, until
+from tests.stack.conftest import ENVIRONMENT, NEEDS_LOKI, V2, containers, loki, run
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("images")]
-VARIABLES = {"DOMAIN": "example.org", "ACME_EMAIL": "ops@example.org", "SOCKET_PROXY_IMAGE": "proxy:1"}
+VARIABLES = {"DOMAIN": "example.org", "ACME_EMAIL": "ops@example.org"}
 UNLIMITED = {"SETUID", "SETGID", "CHOWN", "FOWNER", "DAC_READ_SEARCH", "NET_BIND_SERVICE"}
 
 
-def render(**variables: str) -> subprocess.CompletedProcess[str]:
+def overlay(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     docker = PROJECT / "docker"
     files = ("-f", str(docker / "docker-compose.yml"), "-f", str(docker / "docker-compose.production.yml"))
     return subprocess.run(
-        [V2, *files, "--profile", "shell", "config", "--format", "json"],
+        [V2, "-p", "hwstack", *files, *arguments],
         env={**ENVIRONMENT, **variables}, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def render(**variables: str) -> subprocess.CompletedProcess[str]:
+    return overlay("--profile", "shell", "config", "--format", "json", **variables)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +58,7 @@ def test_publishes_the_proxys_two_ports_only(services: dict[str, Any]) -> None:
 
 def test_holds_no_development_credential(services: dict[str, Any]) -> None:
     named = {name for item in services.values() for name in (item.get("environment") or {}) if "PASSWORD" in name}
-    assert all(name.endswith("_FILE") or name == "GRAFANA_DB_PASSWORD" for name in named)
+    assert all(name.endswith("_FILE") for name in named)
     assert "hw-dev" not in json.dumps(services)
 
 
@@ -71,8 +83,10 @@ def test_metrics_are_not_routed(services: dict[str, Any]) -> None:
     assert "!PathPrefix(`/metrics`)" in services["hw-server"]["labels"]["traefik.http.routers.fastapi.rule"]
 
 
-def test_the_proxy_does_not_hold_the_docker_socket(services: dict[str, Any]) -> None:
-    assert "docker.sock" not in json.dumps(services["traefik"]["volumes"])
+def test_one_service_holds_the_docker_socket(services: dict[str, Any]) -> None:
+    holders = [name for name, item in services.items() if "docker.sock" in json.dumps(item.get("volumes", []))]
+    assert holders == ["socket-proxy"]
+    assert "published" not in json.dumps(services["socket-proxy"])
 
 
 def test_every_service_is_confined(services: dict[str, Any]) -> None:
@@ -84,7 +98,7 @@ def test_every_service_is_confined(services: dict[str, Any]) -> None:
 
 
 def test_the_server_and_the_stores_cannot_write_their_images(services: dict[str, Any]) -> None:
-    for name in ("traefik", "hw-server", "hw-db", "hw-redis", "prometheus", "loki"):
+    for name in ("socket-proxy", "traefik", "hw-server", "hw-db", "hw-redis", "prometheus", "loki", "alloy"):
         assert services[name]["read_only"] is True, name
 
 
@@ -97,4 +111,154 @@ def test_only_the_needed_users_read_a_secret(services: dict[str, Any]) -> None:
 def test_the_documented_secrets_are_all() -> None:
     overlay = (PROJECT / "docker/docker-compose.production.yml").read_text()
     text = (PROJECT / "docs/deployment/production.md").read_text()
-    assert not [name for name in re.findall(r"file: \./secrets/(\w+)", overlay) if name not in text]
+    assert not [name for name in re.findall(r"SECRETS_DIR:-\./secrets\}/(\w+)", overlay) if name not in text]
+
+
+def test_the_realm_is_the_development_realm_without_its_openings() -> None:
+    development, production = (
+        json.loads((PROJECT / "docker/keycloak" / name).read_text())
+        for name in ("hw-realm.json", "hw-realm.production.json")
+    )
+    assert "users" not in production
+    for realm in (development, production):
+        realm.pop("users", None)
+        [client] = realm["clients"]
+        client["redirectUris"], client["webOrigins"] = [], []
+    assert production["clients"][0].pop("directAccessGrantsEnabled") is False
+    assert development["clients"][0].pop("directAccessGrantsEnabled") is True
+    assert production == development
+
+
+def secret_files(folder: Path, **others: str) -> dict[str, str]:
+    names = re.findall(
+        r"SECRETS_DIR:-\./secrets\}/(\w+)", (PROJECT / "docker/docker-compose.production.yml").read_text()
+    )
+    hashed = subprocess.run(["openssl", "passwd", "-apr1", "let-me-in"], capture_output=True, text=True, check=True)
+    contents = {name: f"{name}-0123456789" for name in names} | {"admin_users": f"admin:{hashed.stdout}"} | others
+    for name, content in contents.items():
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o444)
+    return {**VARIABLES, "SECRETS_DIR": str(folder)}
+
+
+@pytest.mark.parametrize("name", ["hw_db_password", "redis_password"])
+def test_a_development_secret_is_refused(tmp_path: Path, images: None, name: str) -> None:
+    told = overlay("run", "--rm", "--no-deps", "hw-server", **secret_files(tmp_path, **{name: "hw-dev"}))
+    assert told.returncode == 2
+    assert f"{name.partition('_')[0].replace('hw', 'database')}.password" in told.stderr
+
+
+def test_a_missing_secret_stops_the_start(tmp_path: Path, images: None) -> None:
+    variables = secret_files(tmp_path)
+    (tmp_path / "redis_password").unlink()
+    told = overlay("up", "-d", "--no-build", "hw-redis", **variables)
+    overlay("down", "-v", **variables)
+    assert told.returncode != 0
+    assert "redis_password" in told.stderr
+
+
+@pytest.fixture(scope="module")
+def production(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("secrets")
+    variables = secret_files(folder)
+    overlay("down", "-v", "--remove-orphans", **variables)
+    told = overlay("up", "-d", "--no-build", "--wait", "--wait-timeout", "240", **variables)
+    logs = overlay("logs", "--tail", "5", **variables).stdout if told.returncode else ""
+    assert told.returncode == 0, told.stderr[-2000:] + logs
+    yield folder
+    overlay("down", "-v", "--remove-orphans", **variables)
+
+
+def outside(name: str, **options: Any) -> httpx.Client:
+    """A client of `https://{name}.example.org`, as far as names go. No authority of certificates is in reach."""
+    host = f"{name}.example.org"
+    return httpx.Client(base_url="https://127.0.0.1", headers={"Host": host}, verify=False, timeout=20, **options)
+
+
+def test_plain_http_is_redirected(production: Path) -> None:
+    answer = httpx.get("http://127.0.0.1/api/me", headers={"Host": "api.example.org"})
+    assert (answer.status_code, answer.headers["location"]) == (301, "https://api.example.org/api/me")
+
+
+def test_a_user_signs_in_and_is_known(production: Path) -> None:
+    with outside("keycloak") as keycloak:
+        make_user(keycloak, "erin", "erins-own-password")
+        token = sign_in_by_code(keycloak, "erin", "erins-own-password")
+    with outside("api") as client:
+        me = client.get("/api/me", headers={"Authorization": f"Bearer {token}"})
+        assert (me.status_code, me.json()["username"]) == (200, "erin")
+        assert me.headers["strict-transport-security"]
+        assert client.get("/api/me").status_code == 401
+
+
+def make_user(keycloak: httpx.Client, name: str, password: str) -> None:
+    administrator = {"grant_type": "password", "client_id": "admin-cli", "username": "admin"}
+    administrator["password"] = "keycloak_admin_password-0123456789"
+    token = keycloak.post("/realms/master/protocol/openid-connect/token", data=administrator).json()["access_token"]
+    person = {"username": name, "enabled": True, "email": f"{name}@example.org", "firstName": name, "lastName": name}
+    person["credentials"] = [{"type": "password", "value": password, "temporary": False}]
+    keycloak.post(
+        "/admin/realms/hw/users", json=person, headers={"Authorization": f"Bearer {token}"}
+    ).raise_for_status()
+
+
+def sign_in_by_code(keycloak: httpx.Client, name: str, password: str) -> str:
+    """As a browser does: authorization code and PKCE. Returns an access token."""
+    endpoint, verifier = "/realms/hw/protocol/openid-connect", secrets.token_urlsafe(48)
+    common = {"client_id": "hw-web", "redirect_uri": "https://api.example.org/docs"}
+    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
+    asked = {"response_type": "code", "scope": "openid", "code_challenge": challenge, "code_challenge_method": "S256"}
+    page = keycloak.get(f"{endpoint}/auth", params=common | asked)
+    form = urlsplit(html.unescape(re.findall(r'action="([^"]+)"', page.text)[0]))
+    sent = keycloak.post(f"{form.path}?{form.query}", data={"username": name, "password": password})
+    code = parse_qs(urlsplit(sent.headers["location"]).query)["code"][0]
+    grant = {"grant_type": "authorization_code", "code": code, "code_verifier": verifier}
+    return str(keycloak.post(f"{endpoint}/token", data=common | grant).json()["access_token"])
+
+
+def test_no_password_is_taken_from_clients(production: Path) -> None:
+    form = {"grant_type": "password", "client_id": "hw-web", "username": "erin", "password": "x"}
+    with outside("keycloak") as client:
+        assert client.post("/realms/hw/protocol/openid-connect/token", data=form).status_code == 400
+
+
+async def test_metrics_are_for_the_inside(production: Path) -> None:
+    with outside("api") as client:
+        assert client.get("/metrics").status_code == 404
+        assert client.get("/health").json()["status"] == "ok"
+    with outside("prometheus", auth=("admin", "let-me-in")) as client:
+        await until(
+            lambda: {"up"} == {t["health"] for t in client.get("/api/v1/targets").json()["data"]["activeTargets"]}, 120
+        )
+
+
+@pytest.mark.parametrize(("name", "path"), [("prometheus", "/api/v1/targets"), ("traefik", "/api/http/routers")])
+def test_dashboards_want_a_password(production: Path, name: str, path: str) -> None:
+    with outside(name) as client:
+        assert client.get(path).status_code == 401
+        assert client.get(path, auth=("admin", "let-me-out")).status_code == 401
+        assert client.get(path, auth=("admin", "let-me-in")).status_code == 200
+
+
+def test_the_docker_socket_can_only_be_read_and_little_of_it(production: Path) -> None:
+    found = containers()
+    [network] = found["hw-socket-proxy"]["NetworkSettings"]["Networks"].values()
+    server = f"/containers/{found['hw-server']['Id']}"
+    with httpx.Client(base_url=f"http://{network['IPAddress']}:2375") as docker:
+        assert docker.get("/containers/json").status_code == 200
+        for path in ("/images/json", "/secrets", f"{server}/archive?path=/", f"{server}/top"):
+            assert docker.get(path).status_code == 403
+        assert docker.post(f"{server}/stop").status_code == 403
+        assert docker.post("/containers/create", json={"Image": "hw-test/base"}).status_code == 403
+
+
+def test_no_secret_is_in_a_log_or_an_environment(production: Path) -> None:
+    values = [path.read_text().strip() for path in production.iterdir()]
+    told = "".join(run("docker", "logs", name, check=False).stdout for name in containers())
+    told += json.dumps([item["Config"]["Env"] for item in containers().values()])
+    assert not [value for value in values if value in told]
+
+
+@NEEDS_LOKI
+def test_alloy_reads_logs_through_the_socket_proxy(production: Path) -> None:
+    assert loki('{service="hw-server"}')
