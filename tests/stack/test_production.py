@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
+import jwt
 import pytest
 
 from tests.conftest import PROJECT, until
-from tests.stack.conftest import ENVIRONMENT, NEEDS_LOKI, V2, containers, loki, run
+from tests.stack.conftest import ENVIRONMENT, NEEDS_LOKI, V2, blocks, containers, loki, operate, run
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("images")]
 VARIABLES = {"DOMAIN": "example.org", "ACME_EMAIL": "ops@example.org"}
@@ -191,15 +192,24 @@ def test_a_user_signs_in_and_is_known(production: Path) -> None:
         assert client.get("/api/me").status_code == 401
 
 
-def make_user(keycloak: httpx.Client, name: str, password: str) -> None:
+def administer(keycloak: httpx.Client, path: str, body: dict[str, Any]) -> None:
     administrator = {"grant_type": "password", "client_id": "admin-cli", "username": "admin"}
     administrator["password"] = "keycloak_admin_password-0123456789"
     token = keycloak.post("/realms/master/protocol/openid-connect/token", data=administrator).json()["access_token"]
-    person = {"username": name, "enabled": True, "email": f"{name}@example.org", "firstName": name, "lastName": name}
+    headers = {"Authorization": f"Bearer {token}"}
+    keycloak.post(f"/admin/realms/hw/{path}", json=body, headers=headers).raise_for_status()
+
+
+def make_user(keycloak: httpx.Client, name: str, password: str) -> None:
+    person: dict[str, Any] = {
+        "username": name,
+        "enabled": True,
+        "email": f"{name}@example.org",
+        "firstName": name,
+        "lastName": name,
+    }
     person["credentials"] = [{"type": "password", "value": password, "temporary": False}]
-    keycloak.post(
-        "/admin/realms/hw/users", json=person, headers={"Authorization": f"Bearer {token}"}
-    ).raise_for_status()
+    administer(keycloak, "users", person)
 
 
 def sign_in_by_code(keycloak: httpx.Client, name: str, password: str) -> str:
@@ -262,3 +272,32 @@ def test_no_secret_is_in_a_log_or_an_environment(production: Path) -> None:
 @NEEDS_LOKI
 def test_alloy_reads_logs_through_the_socket_proxy(production: Path) -> None:
     assert loki('{service="hw-server"}')
+
+
+def test_a_new_signing_key_is_taken_without_a_restart(production: Path) -> None:
+    settings = {"priority": ["200"], "enabled": ["true"], "active": ["true"], "keySize": ["2048"]}
+    key = {"name": "next", "providerId": "rsa-generated", "providerType": "org.keycloak.keys.KeyProvider"}
+    with outside("keycloak") as keycloak:
+        make_user(keycloak, "frank", "franks-own-password")
+        before = sign_in_by_code(keycloak, "frank", "franks-own-password")
+        administer(keycloak, "components", {**key, "config": settings})
+        keycloak.cookies.clear()
+        after = sign_in_by_code(keycloak, "frank", "franks-own-password")
+    assert jwt.get_unverified_header(before)["kid"] != jwt.get_unverified_header(after)["kid"]
+    with outside("api") as client:
+        for token in (after, before):
+            assert client.get("/api/me", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+async def test_a_new_database_password(production: Path, tmp_path: Path) -> None:
+    old = (production / "hw_db_password").read_text()
+    script = f"secrets={production}\n{blocks('Change keys and secrets')}"
+    operate(script, tmp_path, "-f docker/docker-compose.production.yml", SECRETS_DIR=str(production), **VARIABLES)
+    assert (production / "hw_db_password").read_text() != old
+
+    def healthy() -> bool:
+        with outside("api") as client:
+            answer = client.get("/health")
+            return answer.status_code == 200 and answer.json()["status"] == "ok"
+
+    await until(healthy, 60)
