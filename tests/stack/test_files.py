@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from hw_server.embedded import keycloak
 from hw_server.settings import load
@@ -14,6 +16,7 @@ from tests.conftest import PROJECT
 DOCKER = PROJECT / "docker"
 SERVICES_DOCUMENT = (PROJECT / "docs/architecture/docker-services.md").read_text()
 COMPOSE = (DOCKER / "docker-compose.yml").read_text()
+BOARDS = sorted((DOCKER / "grafana/provisioning/dashboards").glob("*.json"))
 PINS = dict(re.findall(r"^(\w+)=(.+)$", (DOCKER / ".env").read_text(), re.M))
 
 
@@ -43,9 +46,7 @@ def test_the_document_names_every_container_and_port() -> None:
         assert f"{address}{port}" in SERVICES_DOCUMENT
 
 
-@pytest.mark.parametrize(
-    "path", sorted((DOCKER / "grafana/provisioning/dashboards").glob("*.json")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
 def test_a_dashboard_is_whole(path: Path) -> None:
     board: dict[str, Any] = json.loads(path.read_text())
     sources = set(re.findall(r"uid: (\w+)", (DOCKER / "grafana/provisioning/datasources/datasources.yml").read_text()))
@@ -53,6 +54,22 @@ def test_a_dashboard_is_whole(path: Path) -> None:
     places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
     assert len(set(places)) == len(places)
     assert {target["datasource"]["uid"] for panel in board["panels"] for target in panel["targets"]} <= sources
+
+
+@pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_holds_to_grafanas_schema(path: Path) -> None:
+    """Read and written again by Grafana's own models, which drop what they do not know."""
+    board = json.loads(path.read_text())
+    assert lost(board, json.loads(JSONEncoder().encode(Dashboard.from_json(board)))) == []
+
+
+def lost(there: Any, here: Any, path: str = "") -> list[str]:
+    """Places in `there` that `here` lacks or holds other values in."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [place for key in there for place in lost(there[key], here.get(key), f"{path}/{key}")]
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        return [place for index, item in enumerate(there) for place in lost(item, here[index], f"{path}/{index}")]
+    return [] if there == here else [path]
 
 
 def test_the_realm_is_the_native_stacks() -> None:
