@@ -141,6 +141,17 @@ async def test_fetches_keys_once_for_many_unknown_kids(serve: Callable[..., obje
     assert provider.fetches <= 2
 
 
+async def test_a_new_key_is_taken_at_once(serve: Callable[..., object]) -> None:
+    with Provider.running() as provider:
+        provider.published = ["rsa"]
+        with serve(**provider.settings(), HW_OIDC__JWKS_COOLDOWN="3600") as running:  # type: ignore[attr-defined]
+            async with running.client() as client:
+                for kind in ("rsa", "ec"):
+                    provider.published = list({"rsa", kind})
+                    headers = {"Authorization": f"Bearer {provider.token(kind)}"}
+                    assert (await client.get("/api/me", headers=headers)).status_code == 200
+
+
 async def test_a_new_key_is_found_after_the_cooldown(serve: Callable[..., object]) -> None:
     with Provider.running() as provider:
         provider.published = ["rsa"]

@@ -114,7 +114,7 @@ class Oidc(Group):
     )
     leeway: float = Field(10.0, ge=0, le=120, description="Clock difference tolerated, seconds.")
     jwks_cooldown: float = Field(
-        10.0, ge=0, le=3600, description="Least time between two fetches for unknown keys, seconds."
+        10.0, ge=0, le=3600, description="Time without fetches after one for an unknown key was in vain, seconds."
     )
     timeout: float = Field(3.0, gt=0, le=30, description="Longest wait for the provider, seconds.")
     token_cache_size: int = Field(10_000, ge=0, description="Verified tokens kept in memory, per worker.")

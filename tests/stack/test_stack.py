@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 import uuid
 from typing import Any
@@ -129,6 +130,19 @@ def test_every_prometheus_panel_returns_data() -> None:
         time.sleep(2)
     # Nothing here is over a limit.
     assert {title for title, _ in left} <= {"Rate limit hits"}
+
+
+def test_every_metric_of_alerts_and_panels_is_scraped() -> None:
+    """The metadata names a counter with labels also before it first counts."""
+    api = "http://127.0.0.1:9090/api/v1"
+    groups = httpx.get(f"{api}/rules").json()["data"]["groups"]
+    expressions = [rule["query"] for group in groups for rule in group["rules"]]
+    expressions += [expression for _, expression in panels("prometheus")]
+    used = {name for line in expressions for name in re.findall(r"\b([a-z]\w*_\w+)\b(?=[\[{) ]|$)", line)}
+    scraped = httpx.get(f"{api}/metadata").json()["data"]
+    parts = {f"{name}_{part}" for name in scraped for part in ("bucket", "count", "sum")}
+    assert len(used) > 15
+    assert used - {"histogram_quantile"} <= set(scraped) | parts
 
 
 def prometheus_result(expression: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The provider's signing keys: fetched when first needed, again for an unknown key, with a cooldown."""
+"""The provider's signing keys: fetched when first needed, again for an unknown key, with a cooldown after a vain fetch."""
 
 import asyncio
 import time
@@ -54,6 +54,9 @@ class SigningKeys:
                 self._keys = await self._fetch()
             except Unavailable as error:
                 log.warning("jwks_fetch_failed", error=error.detail)
+            # A fetch that brings the key costs no cooldown: no sender of made-up keys can hold up a new real one.
+            if kid in self._keys:
+                return
             # Without any key every request would wait for the provider: then ask again after a second.
             self._next_fetch = time.monotonic() + (self._settings.jwks_cooldown if self._keys else 1.0)
 
