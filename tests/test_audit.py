@@ -1,13 +1,15 @@
 """Who did what: every change, read, denial and sign-in can be found."""
 
 import json
+import os
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.conftest import Running, until
+from tests.conftest import Running, Serve, until
 
 Token = Callable[[str], str]
 
@@ -56,6 +58,27 @@ async def test_a_sign_in_on_the_socket_has_its_row(server: Running, token: Token
     denied = await until(lambda: rows(dave, request_id=call["error"]["data"]["request_id"]))
     assert (denied[0]["source"], denied[0]["outcome"]) == ("ws", "denied")
     assert await until(lambda: rows(dave, user="bob", action="session.authenticate", outcome="success"))
+
+
+async def test_a_call_before_the_sign_in_has_its_row(server: Running, dave: httpx.AsyncClient) -> None:
+    async with server.socket() as socket:
+        call = await socket.call("authors.list")
+    [row] = await until(lambda: rows(dave, request_id=call["error"]["data"]["request_id"]))
+    assert (row["source"], row["action"], row["outcome"], row["user_id"]) == ("ws", "authors.list", "denied", None)
+
+
+async def test_a_spilled_file_that_cannot_be_read_is_kept(
+    serve: Serve, dave: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    mine = uuid.uuid4().hex
+    row = ["2026-01-02T03:04:05Z", "u", "u", [], mine, None, "success", "http", mine, None, 200, 1.0, None]
+    (tmp_path / "1.ndjson").write_text("no row\n")
+    (tmp_path / "2.ndjson").write_text(json.dumps(row) + "\n")
+    with serve(HW_AUDIT__SPILL_DIR=str(tmp_path)) as running:
+        assert len(await until(lambda: rows(dave, action=mine))) == 1
+        async with running.client() as client:
+            assert 'audit_rows_total{result="dropped"} 1.0' in (await client.get("/metrics")).text
+    assert {"1.refused"} == {name for _, _, names in os.walk(tmp_path) for name in names}
 
 
 async def test_filters(alice: httpx.AsyncClient, dave: httpx.AsyncClient) -> None:

@@ -3,14 +3,18 @@
 import asyncio
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx
 import pytest
 
-from tests.conftest import Running, until
+from tests.conftest import Running, Serve, until
 
 JSON = {"Content-Type": "application/json"}
+HANDSHAKE = {
+    "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}  # fmt: skip
 BODIES: dict[str, tuple[int, str, bytes]] = {
     "not JSON": (400, "malformed_request", b"{name: x}"),
     "nothing": (400, "malformed_request", b""),
@@ -94,6 +98,28 @@ async def test_refuses_the_address(alice: httpx.AsyncClient, method: str, path: 
         assert answer.headers["allow"]
 
 
+async def test_a_wrong_method_names_the_right_ones(alice: httpx.AsyncClient) -> None:
+    assert (await alice.patch("/api/authors")).headers["allow"] == "GET, HEAD, POST"
+    assert (await alice.post("/api/authors/1")).headers["allow"] == "DELETE, GET, HEAD, PATCH, PUT"
+
+
+@pytest.mark.parametrize("path", ["/api/authors?per_page=1", "/api/authors/0", "/health", "/health/live"])
+async def test_head_answers_as_get_without_a_body(alice: httpx.AsyncClient, path: str) -> None:
+    get, head = await alice.get(path), await alice.head(path)
+    assert (head.status_code, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
+    assert head.content == b""
+
+
+async def test_a_client_that_goes_away_is_no_defect(serve: Serve, token: Callable[[str], str]) -> None:
+    with serve() as running, socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))) as raw:
+        head = f"POST /api/authors HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('alice')}\r\nContent-Length: 99"
+        raw.sendall(f"{head}\r\nX-Request-ID: half-a-body\r\n\r\n{{".encode())
+        await asyncio.sleep(0.3)
+        raw.close()
+        [line] = await until(lambda: running.lines_of("half-a-body"))
+        assert (line["event"], line["status"]) == ("request", 499)
+
+
 async def test_two_creates_at_once_make_one(alice: httpx.AsyncClient) -> None:
     body = {"name": f"twin {uuid.uuid4()}"}
     answers = await asyncio.gather(*(alice.post("/api/authors", json=body) for _ in range(8)))
@@ -140,14 +166,17 @@ async def test_cors_is_an_allow_list(proxied: Running) -> None:
 async def test_answers_for_its_own_hosts_only(proxied: Running, host: str, status: int) -> None:
     async with proxied.client() as client:
         answer = await client.get("/api/me", headers={"Host": host})
-    assert answer.status_code == status
-    assert "evil" not in answer.text
+        handshake = await client.get("/web", headers={**HANDSHAKE, "Host": host, "Authorization": "Bearer x"})
+    assert (answer.status_code, handshake.status_code) == (status, status)
+    assert "evil" not in answer.text + handshake.text
 
 
 async def test_a_host_header_changes_nothing(server: Running) -> None:
     async with server.client() as client:
         answer = await client.get("/openapi.json", headers={"Host": "evil.org"})
+        redirected = await client.get("/api/me/", headers={"Host": "evil.org"})
     assert "evil.org" not in answer.text
+    assert (redirected.status_code, "location" in redirected.headers) == (404, False)
 
 
 def test_survives_what_is_not_http(server: Running) -> None:

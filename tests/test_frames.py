@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import websockets
 
-from tests.conftest import Running, Serve
+from tests.conftest import Running, Serve, until
 
 Token = Callable[[str], str]
 FRAMES: dict[str, tuple[int, str]] = {
@@ -141,7 +141,12 @@ async def test_refuses_a_foreign_origin(server: Running, token: Token, origin: s
     with pytest.raises(websockets.InvalidStatus) as refused:
         async with server.socket(additional_headers=headers):
             pass
-    assert refused.value.response.status_code == status
+    answer = refused.value.response
+    assert (answer.status_code, json.loads(answer.body or b"")["code"]) == (status, "origin_not_allowed")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.headers["x-content-type-options"], len(answer.headers["x-request-id"])) == ("nosniff", 16)
+    [line] = await until(lambda: server.lines_of(answer.headers["x-request-id"]))
+    assert (line["event"], line["code"]) == ("socket_refused", "origin_not_allowed")
 
 
 async def test_accepts_its_own_origin(server: Running, token: Token) -> None:

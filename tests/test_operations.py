@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from hw_server.app import create_app
 from hw_server.errors import DomainError
 from hw_server.http.problems import STATUS
-from hw_server.operations import Operations, Provided, Read, Totals
+from hw_server.operations import Feature, Operations, Provided, Read, Totals
 from hw_server.operations.binder import Binder
+from hw_server.settings import load
 from hw_server.ws.codes import RPC_CODE
 
 
@@ -35,6 +37,7 @@ async def stranger(id: int, what: str) -> None: ...
 async def without_path() -> None: ...
 async def unprovided(id: int, totals: Provided[Totals]) -> None: ...
 async def flat(id: int, body: int) -> None: ...
+async def whole(id: int) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -61,8 +64,17 @@ def test_a_get_has_no_body() -> None:
         bind(with_body, "get")
 
 
+def test_a_route_is_declared_once() -> None:
+    operations = Operations("/things")
+    for name in ("things.get", "things.find"):
+        operations.get(name, "/{id}", public=True)(whole)
+    with pytest.raises(ValueError, match=r"things.find: GET /things/\{id\} is declared twice"):
+        create_app(load({}), features=[Feature("things", operations)])
+
+
 def test_problems_and_rpc_codes_map_one_to_one() -> None:
-    only_http = {"host_not_allowed", "method_not_allowed", "unsupported_media_type"}
+    only_http = {"host_not_allowed", "origin_not_allowed", "method_not_allowed", "unsupported_media_type"}
+    only_http |= {"client_disconnected"}
     only_rpc = {"parse_error", "invalid_request", "method_not_found"}
     assert STATUS.keys() - only_http == RPC_CODE.keys() - only_rpc
     assert len(set(RPC_CODE.values())) == len(RPC_CODE)

@@ -1,5 +1,6 @@
 """Limits: shared between instances, told to the client, the same rule on both protocols."""
 
+import asyncio
 import uuid
 from collections.abc import Callable
 
@@ -32,6 +33,7 @@ async def test_refuses_past_the_limit(serve: Serve, token: Token) -> None:
             assert (await alice.get("/health")).status_code == 200
     assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
     assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert "remaining=0" in refused.headers["ratelimit"]
     assert refused.headers["x-content-type-options"] == "nosniff"
 
 
@@ -84,6 +86,37 @@ async def test_caps_the_sockets_of_a_user(serve: Serve, token: Token) -> None:
                 return False
 
         await until(free)
+
+
+async def test_caps_sockets_that_come_at_once(serve: Serve, token: Token) -> None:
+    """More than Redis gets connections: none of them may slip through for want of one."""
+    with serve(HW_RATELIMIT__SOCKETS_PER_USER="10", **prefix()) as running:
+        connecting = [running.socket(token("alice")) for _ in range(120)]
+        opened = await asyncio.gather(*(socket.__aenter__() for socket in connecting), return_exceptions=True)
+        inside = [found for found in opened if not isinstance(found, BaseException)]
+        async with running.client() as client:
+            metrics = (await client.get("/metrics")).text
+        await asyncio.gather(*(found.raw.close() for found in inside))
+    assert len(inside) == 10
+    assert "redis_errors_total{" not in metrics
+
+
+async def test_strangers_handshakes_have_a_limit(serve: Serve) -> None:
+    with serve(HW_RATELIMIT__WS_PER_MINUTE="3", **prefix()) as running:
+        for headers, status in (({}, 101), ({"Authorization": "Bearer x"}, 401), ({}, 101), ({}, 429)):
+            try:
+                async with running.socket(additional_headers=headers):
+                    found = 101
+            except websockets.InvalidStatus as refused:
+                found = refused.response.status_code
+            assert found == status
+
+
+async def test_calls_before_the_sign_in_count(serve: Serve) -> None:
+    with serve(HW_RATELIMIT__WS_PER_MINUTE="3", **prefix()) as running:
+        async with running.socket() as socket:
+            codes = [(await socket.call("authors.list"))["error"]["code"] for _ in range(3)]
+    assert codes == [-32001, -32001, -32029]
 
 
 async def test_leases_of_a_crashed_instance_run_out(serve: Serve, token: Token, stack: object) -> None:

@@ -115,14 +115,30 @@ async def test_a_dead_worker_is_replaced(serve: Serve) -> None:
 
     with serve("--workers", "2") as running:
         parent = psutil.Process(running.process.pid)
-        workers = await until(lambda: (found := parent.children()) and len(found) == 2 and found)
-        workers[0].kill()
+        before: set[int] = set()
 
         async def whole() -> bool:
+            """Two new workers; what the dead ones held is not counted any more."""
             async with running.client() as client:
-                return len(parent.children()) == 2 and (await samples(client)).get(("hw_workers", ())) == 2
+                found = await samples(client)
+            workers = {worker.pid for worker in parent.children()}
+            return len(workers - before) == 2 and found.get(("hw_workers", ())) == 2
 
         await until(whole)
+        before = {worker.pid for worker in parent.children()}
+        for worker in parent.children():
+            worker.kill()
+        await until(whole)
+
+
+async def test_no_worker_outlives_its_parent(serve: Serve) -> None:
+    import psutil
+
+    with serve("--workers", "2") as running:
+        workers = await until(lambda: (found := psutil.Process(running.process.pid).children())[1:] and found)
+        running.process.kill()
+        gone, left = await asyncio.to_thread(psutil.wait_procs, workers, 20)
+    assert (len(gone), left) == (2, [])
 
 
 async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
@@ -148,14 +164,15 @@ async def _draining(client: httpx.AsyncClient) -> httpx.Response | None:
 
 
 async def test_a_running_request_is_finished(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
-    with serve() as running:
+    """Also one that takes more than half of the whole shutdown."""
+    with serve(HW_HTTP__SHUTDOWN_TIMEOUT="6") as running:
         async with running.client(token("alice")) as client:
             async with database.transaction():
                 await database.execute("LOCK TABLE authors IN ACCESS EXCLUSIVE MODE")
                 request = asyncio.create_task(client.post("/api/authors", json={"name": str(uuid.uuid4())}))
                 await asyncio.sleep(0.5)
                 running.process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(3.2)
             assert (await request).status_code == 201
 
 

@@ -1,13 +1,16 @@
 """Sessions, revocation and the provider's back-channel logout."""
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 import pytest
+import redis.asyncio as aioredis
+import websockets
 
 from tests.conftest import Running, Serve, until
 from tests.provider import LOGOUT_EVENT, Provider
@@ -87,6 +90,25 @@ async def test_a_new_instance_knows_old_revocations(serve: Serve, guarded: Runni
     with serve(**provider.settings()) as second:
         async with second.client(token) as there:
             assert (await there.get("/api/me")).status_code == 401
+
+
+async def test_a_socket_asks_while_the_feed_is_broken(guarded: Running, provider: Provider) -> None:
+    sid = uuid.uuid4().hex
+    async with guarded.socket(provider.token(sid=sid)) as socket, feedless(guarded) as redis:
+        assert "result" in await socket.call("me.get")
+        await redis.client_kill_filter(_type="pubsub")
+        await asyncio.sleep(0.1)  # to be noticed; the feed is back after half a second
+        await redis.zadd("hw:revoked", {sid: time.time() + 60})
+        with contextlib.suppress(websockets.ConnectionClosed):
+            assert (await socket.call("me.get"))["error"]["code"] == -32001
+        assert await socket.closed() == (4403, "session_revoked")
+
+
+@contextlib.asynccontextmanager
+async def feedless(running: Running) -> AsyncIterator[Any]:
+    """Redis' own client, for what no instance is told of."""
+    async with aioredis.from_url(running.environment["HW_REDIS__URL"], db=1) as client:
+        yield client
 
 
 async def test_logout_ends_the_session(guarded: Running, provider: Provider) -> None:

@@ -79,12 +79,13 @@ class Lifecycle:
         self._supervisor.start()
         log.info("started", version=__version__)
 
-    async def drain(self) -> None:
-        """While connections are still accepted: load balancers see 503 and go elsewhere."""
+    async def drain(self, patience: float) -> None:
+        """While connections are still accepted: load balancers see 503 and go elsewhere, then sockets are told and closed,
+        with `patience` seconds for calls in flight."""
         log.info("draining", sockets=len(self._hub.connections))
         self._health.draining = True
         await asyncio.sleep(self._settings.drain_delay)
-        await self._hub.close_all(patience=self._settings.shutdown_timeout / 3)
+        await self._hub.close_all(patience)
 
     async def stop(self) -> None:
         """After the last request was answered."""
@@ -146,7 +147,15 @@ def create_app(
         yield
         await lifecycle.stop()
 
-    api = FastAPI(title="hw-server", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    # No redirect of `/things/` to `/things`: its address would be made of the request's own Host header.
+    api = FastAPI(
+        title="hw-server",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     api.state.provided = provided
     # Before the operations, so that a feature's `/things/export` is not taken for `/things/{id}`.
     for feature in features:
@@ -166,7 +175,7 @@ def create_app(
     if settings.http.cors_origins:
         web = cors(web, settings.http.cors_origins)
     web = Observe(web, settings.http, metrics, requests_log)
-    return Application(_served(api, web, Endpoint(settings, hub, dispatcher)), api, lifecycle)
+    return Application(_served(api, web, Endpoint(settings, hub, dispatcher, limiter, requests_log)), api, lifecycle)
 
 
 def _served(api: FastAPI, web: ASGIApp, sockets: ASGIApp) -> ASGIApp:

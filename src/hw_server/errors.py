@@ -78,6 +78,18 @@ class HostNotAllowed(DomainError):
     title = "The server does not answer for this host"
 
 
+class OriginNotAllowed(DomainError):
+    code = "origin_not_allowed"
+    title = "Pages of this origin may not open a socket here"
+
+
+class Disconnected(DomainError):
+    """Nobody reads this answer; metrics and the audit trail tell it from a defect."""
+
+    code = "client_disconnected"
+    title = "The client went away before its request was whole"
+
+
 class RateLimited(DomainError):
     """`retry_after` is in whole seconds, at least 1."""
 

@@ -1,6 +1,7 @@
 """Runs the application under uvicorn: one worker in this process, or several under a small parent."""
 
 import asyncio
+import math
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import structlog
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 
 from hw_server.app import create_app
 from hw_server.observability import logging
@@ -25,13 +27,18 @@ log = structlog.get_logger()
 
 BACKLOG = 2048
 RESTART_PAUSE = 1.0  # seconds before a dead worker is replaced
+CALLS_SHARE = 2 / 3  # of the shutdown's time, for calls and requests to end; the rest is for services and pools
 
 
 class Server(uvicorn.Server):
-    """uvicorn closes its sockets right on SIGTERM; here the application drains first, still accepting."""
+    """uvicorn closes its sockets right on SIGTERM; here the application drains first, still accepting. `parent` is the
+    end of a pipe that reads as ended once the parent process is gone: no worker stays behind on its own."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, parent: int | None = None) -> None:
         self._failed = False
+        self._parent = parent
+        self._drain_delay = settings.http.drain_delay
+        self._patience = settings.http.shutdown_timeout * CALLS_SHARE
         application = create_app(settings, on_failure=self._fail)
         self._lifecycle = application.lifecycle
         super().__init__(
@@ -50,7 +57,6 @@ class Server(uvicorn.Server):
                 log_config=None,
                 log_level="warning",
                 timeout_keep_alive=65,
-                timeout_graceful_shutdown=max(1, int(settings.http.shutdown_timeout / 3)),
                 backlog=BACKLOG,
             )
         )
@@ -68,8 +74,22 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._parent is not None:
+            asyncio.get_running_loop().add_reader(self._parent, self._orphaned)
+
+    def _orphaned(self) -> None:
+        assert self._parent is not None
+        asyncio.get_running_loop().remove_reader(self._parent)
+        log.error("parent_ended")
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self._lifecycle.drain()
+        """Calls of sockets and requests share one patience; what is left of the whole is for the services."""
+        ends = time.monotonic() + self._drain_delay + self._patience
+        await self._lifecycle.drain(self._patience)
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - time.monotonic()))
         await super().shutdown(sockets)
 
 
@@ -84,12 +104,12 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run_worker(settings: Settings, bound: socket.socket) -> int:
+def run_worker(settings: Settings, bound: socket.socket, parent: int | None = None) -> int:
     """Serves until a signal; the exit code is 1 where a part of the server failed."""
     logging.configure(settings.log)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a socket is a file
-    server = Server(settings)
+    server = Server(settings, parent)
     with asyncio.Runner(loop_factory=_loop) as runner:
         try:
             runner.run(server.serve(sockets=[bound]))
@@ -113,11 +133,15 @@ class Workers:
         self._bound = bound
         self._processes: list[subprocess.Popen[bytes]] = []
         self._stopping = False
+        self._metrics_folder = ""
+        # Workers read the end of the first once this process, which alone holds the second, is gone.
+        self._watched, self._held = os.pipe()
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         with tempfile.TemporaryDirectory(prefix="hw-metrics-") as folder:
+            self._metrics_folder = folder
             environment = {**os.environ, MULTIPROCESS_DIR: folder}
             while not self._stopping:
                 self._processes = [process for process in self._processes if self._alive(process)]
@@ -127,14 +151,17 @@ class Workers:
             return self._end()
 
     def _start(self, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "hw_server.server", str(self._bound.fileno())]
-        return subprocess.Popen(command, env=environment, pass_fds=[self._bound.fileno()])  # noqa: S603
+        passed = [self._bound.fileno(), self._watched]
+        command = [sys.executable, "-m", "hw_server.server", *map(str, passed)]
+        return subprocess.Popen(command, env=environment, pass_fds=passed)  # noqa: S603
 
     def _alive(self, process: "subprocess.Popen[bytes]") -> bool:
         code = process.poll()
         if code is None:
             return True
         log.error("worker_ended", pid=process.pid, code=code)
+        # What it counted stays, what it held is gone.
+        mark_process_dead(process.pid, path=self._metrics_folder)  # type: ignore[no-untyped-call]
         if not self._stopping:
             time.sleep(RESTART_PAUSE)
         return False
@@ -156,9 +183,9 @@ class Workers:
 
 
 def main() -> int:
-    """A worker started by `Workers`: the argument is the number of its listening socket."""
-    settings = load()
-    return run_worker(settings, socket.socket(fileno=int(sys.argv[1])))
+    """A worker started by `Workers`: the arguments are the numbers of its listening socket and of its parent's pipe."""
+    bound, parent = map(int, sys.argv[1:])
+    return run_worker(load(), socket.socket(fileno=bound), parent)
 
 
 if __name__ == "__main__":

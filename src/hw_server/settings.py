@@ -60,7 +60,7 @@ class Http(Group):
     public_url: str = Field("http://localhost:8000", description="Where clients reach the server; used in documents.")
     trusted_proxies: Networks = Field(
         (),
-        description="Networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed, comma separated.",
+        description="Networks whose `X-Forwarded-For` is believed, comma separated.",
     )
     allowed_hosts: Names = Field(
         (),

@@ -6,8 +6,8 @@ import os
 import secrets
 from contextlib import suppress
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from pydantic import TypeAdapter
 
@@ -21,7 +21,7 @@ SEGMENT_BYTES = 1_048_576
 class Segment:
     """A closed or open file that this process has locked."""
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
+    def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
         self.file = file
 
@@ -29,8 +29,22 @@ class Segment:
     def name(self) -> str:
         return self.path.name
 
+    def append(self, data: bytes) -> bool:
+        """Adds whole lines durably; False where the disk refuses, with none of them left behind."""
+        end = self.file.seek(0, os.SEEK_END)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self.file.write(rest) :]
+            os.fsync(self.file.fileno())
+        except OSError:
+            with suppress(OSError):
+                self.file.truncate(end)
+            return False
+        return True
+
     def rows(self) -> list[AuditRow]:
-        """The whole lines of it; a last line that a crash cut off is left out."""
+        """The whole lines of it; a last line that a crash cut off is left out. Raises ValueError for what is no row."""
         self.file.seek(0)
         return [ROW.validate_json(line) for line in self.file.read().split(b"\n")[:-1]]
 
@@ -49,15 +63,16 @@ class Spill:
             if self.size() + len(data) > self._max_bytes:
                 return False
             segment = self._open or self._create()
-            segment.file.seek(0, os.SEEK_END)
-            segment.file.write(data)
-            segment.file.flush()
-            os.fsync(segment.file.fileno())
         except OSError:
             return False
-        self._open = segment if segment.file.tell() < SEGMENT_BYTES else None
+        written = segment.append(data)
+        self._open = segment if written and segment.file.tell() < SEGMENT_BYTES else None
         self._bytes.set(self.size())
-        return True
+        return written
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._segments())
 
     def size(self) -> int:
         return sum(path.stat().st_size for path in self._segments())
@@ -69,7 +84,7 @@ class Spill:
                 segment, self._open = self._open, None
                 return segment
             with suppress(OSError):
-                file = path.open("r+b")
+                file = path.open("r+b", buffering=0)
                 if _locked(file) and path.exists():
                     return Segment(path, file)
                 file.close()
@@ -80,6 +95,15 @@ class Spill:
         segment.file.close()
         self._bytes.set(self.size())
 
+    def set_aside(self, segment: Segment) -> int:
+        """Keeps a file that cannot be replayed for a person to look at; nothing reads it again. Returns its lines."""
+        segment.path.rename(segment.path.with_suffix(".refused"))
+        segment.file.seek(0)
+        lines = segment.file.read().count(b"\n")
+        segment.file.close()
+        self._bytes.set(self.size())
+        return lines
+
     def _segments(self) -> list[Path]:
         return sorted(self._folder.glob("*.ndjson")) if self._folder.is_dir() else []
 
@@ -87,12 +111,12 @@ class Spill:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"{datetime.now().astimezone():%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}.ndjson"
         path = self._folder / name
-        file = path.open("x+b")
+        file = path.open("x+b", buffering=0)
         _locked(file)
         return Segment(path, file)
 
 
-def _locked(file: IO[bytes]) -> bool:
+def _locked(file: FileIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import structlog
 
-from hw_server.audit.spill import Spill
+from hw_server.audit.spill import Segment, Spill
 from hw_server.db import Connection, Database
 from hw_server.errors import DomainError, InvalidInput
 from hw_server.observability.metrics import Metrics
@@ -58,26 +58,45 @@ class Trail:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._settings.flush_interval)
             self._wake.clear()
-            await self.flush()
-            await self._replay()
+            if await self.flush():
+                await self._replay()
 
     async def drain(self) -> None:
-        """Writes what waits; the producers have stopped. What PostgreSQL does not take goes to disk."""
+        """Writes what waits; the producers have stopped."""
         await self.flush()
 
-    async def flush(self) -> None:
+    async def flush(self) -> bool:
+        """Writes what waits. What PostgreSQL does not take goes to disk, and the rest with it unasked: then False."""
+        taken = True
         while self._queue:
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._settings.batch_size))]
-            self._depth.set(len(self._queue) + len(batch))
+            batch = self._next_batch()
             try:
-                await self._write(batch)
-            except DomainError as error:
-                log.warning("audit_rows_spilled", rows=len(batch), error=error.code)
-                self._put_aside(batch)
+                taken = taken and await self._taken(batch)
             except asyncio.CancelledError:
                 self._put_aside(batch)
+                while self._queue:
+                    self._put_aside(self._next_batch())
                 raise
+            if not taken:
+                self._put_aside(batch)
         self._depth.set(0)
+        return taken
+
+    def _next_batch(self) -> list[AuditRow]:
+        self._depth.set(len(self._queue))
+        return [self._queue.popleft() for _ in range(min(len(self._queue), self._settings.batch_size))]
+
+    async def _taken(self, batch: list[AuditRow]) -> bool:
+        try:
+            await self._write(batch)
+        except DomainError as error:
+            log.warning("audit_rows_spilled", rows=len(batch), error=error.code)
+            return False
+        except Exception:
+            # A defect, such as a missing table: the rows wait on disk until it is mended.
+            log.exception("audit_write_failed", rows=len(batch))
+            return False
+        return True
 
     def _put_aside(self, batch: list[AuditRow]) -> None:
         if self._spill.append(batch):
@@ -104,20 +123,39 @@ class Trail:
         self._flush_time.observe(time.perf_counter() - started)
 
     async def _replay(self) -> None:
-        """Writes a spilled file as one transaction, then removes it."""
-        while (segment := self._spill.oldest()) is not None:
-            rows = segment.rows()
+        """Writes spilled segments, each in one transaction, then removes them."""
+        while self._spill.waiting:
+            segment = None
             try:
+                # Connected first: while PostgreSQL is away the open segment goes on being filled.
                 async with self._db.write() as connection:
-                    # The segment's name is written with its rows: a file that was replayed but not removed is not written twice.
-                    fresh = await connection.fetchval(
-                        "INSERT INTO audit_replays (segment) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true",
-                        segment.name,
-                    )
-                    if fresh:
-                        await connection.copy_records_to_table("user_actions", records=rows, columns=COLUMNS)
+                    segment = self._spill.oldest()
+                    if segment is None:
+                        return
+                    written = await self._copy(connection, segment)
+            except (InvalidInput, ValueError) as error:
+                assert segment is not None
+                log.error("audit_segment_refused", segment=segment.name, error=str(error)[:200])
+                self._dropped.inc(self._spill.set_aside(segment))
+                continue
             except DomainError:
                 return
+            except Exception:
+                log.exception("audit_replay_failed")
+                return
             self._spill.remove(segment)
-            self._written.inc(len(rows))
-            log.info("audit_rows_replayed", rows=len(rows))
+            self._written.inc(written)
+            log.info("audit_rows_replayed", rows=written)
+
+    @staticmethod
+    async def _copy(connection: Connection, segment: Segment) -> int:
+        """The number of rows written. The segment's name is written with them: a file that was replayed but not removed
+        is not written twice."""
+        fresh = await connection.fetchval(
+            "INSERT INTO audit_replays (segment) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true", segment.name
+        )
+        if not fresh:
+            return 0
+        rows = segment.rows()
+        await connection.copy_records_to_table("user_actions", records=rows, columns=COLUMNS)
+        return len(rows)

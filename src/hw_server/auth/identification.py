@@ -22,7 +22,12 @@ class Identification:
         return await self.by_token(token.strip(), client_ip, user_agent)
 
     async def by_token(self, token: str, client_ip: str | None, user_agent: bytes | None) -> Principal:
+        """The caller; raises `Unauthenticated`."""
         principal = self._verifier.remembered(token) or await self._verifier.verify(token)
         await self._revocations.check(principal)
         self._sessions.touch(principal, client_ip, user_agent.decode("latin-1") if user_agent else None)
         return principal
+
+    async def check(self, principal: Principal) -> None:
+        """Raises `Unauthenticated` for a caller known before whose session was revoked since."""
+        await self._revocations.check(principal)

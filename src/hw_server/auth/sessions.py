@@ -18,6 +18,8 @@ log = structlog.get_logger()
 
 SESSION_LIFETIME = 36_000  # seconds; Keycloak's default for the longest session
 TOUCH_INTERVAL = 30.0  # seconds between two `last_seen` of one session
+PENDING, TOUCHED = 10_000, 50_000  # sessions held in memory at most: to be written, and written lately
+LISTED = 200  # sessions of one user at most
 
 
 class Session(BaseModel):
@@ -158,11 +160,12 @@ class SessionStore:
         now = time.monotonic()
         if now - self._touched.get(principal.session_id, -TOUCH_INTERVAL) < TOUCH_INTERVAL:
             return
-        if len(self._touched) > 50_000:
+        if len(self._pending) >= PENDING:
+            return  # the next request of this session tries again
+        if len(self._touched) >= TOUCHED:
             self._touched.clear()
         self._touched[principal.session_id] = now
-        if len(self._pending) < 10_000:
-            self._pending[principal.session_id] = (principal, client_ip, user_agent)
+        self._pending[principal.session_id] = (principal, client_ip, user_agent)
 
     async def run(self) -> None:
         while True:
@@ -177,7 +180,9 @@ class SessionStore:
         async def write(client: Any) -> None:
             async with client.pipeline(transaction=False) as pipe:
                 for principal, client_ip, user_agent in pending.values():
-                    self._write(pipe, principal, client_ip, user_agent)
+                    # One that was revoked meanwhile must not come back.
+                    if not self._revocations.contains(principal):
+                        self._write(pipe, principal, client_ip, user_agent)
                 await pipe.execute()
 
         try:
@@ -207,15 +212,20 @@ class SessionStore:
 
     async def of_user(self, sub: str) -> list[Session]:
         """Sessions of a user that have not ended, newest first; `Unavailable` without Redis."""
-        ids = await self._redis.run("sessions", lambda client: client.zrevrange(self._keys.user_sessions(sub), 0, 199))
-        found = [await self.get(item.decode()) for item in ids]
-        return [session for session in found if session is not None]
+
+        async def read(client: Any) -> list[Session | None]:
+            found = await client.zrevrange(self._keys.user_sessions(sub), 0, LISTED - 1)
+            ids = [item.decode() for item in found]
+            async with client.pipeline(transaction=False) as pipe:
+                for session_id in ids:
+                    pipe.hgetall(self._keys.session(session_id))
+                return list(map(_session, ids, await pipe.execute()))
+
+        return [session for session in await self._redis.run("sessions", read) if session is not None]
 
     async def get(self, session_id: str) -> Session | None:
         fields = await self._redis.run("sessions", lambda client: client.hgetall(self._keys.session(session_id)))
-        if not fields:
-            return None
-        return Session(id=session_id, **{name.decode(): value.decode() or None for name, value in fields.items()})
+        return _session(session_id, fields)
 
     async def revoke(self, session_id: str) -> None:
         """Ends a session on every instance."""
@@ -246,3 +256,10 @@ class SessionStore:
                 "sessions", lambda client: client.set(self._keys.logout_token(jti), 1, nx=True, ex=seconds)
             )
         )
+
+
+def _session(session_id: str, fields: dict[bytes, bytes]) -> Session | None:
+    """The session of a Redis hash, None for one that has ended."""
+    if not fields:
+        return None
+    return Session(id=session_id, **{name.decode(): value.decode() or None for name, value in fields.items()})

@@ -11,6 +11,7 @@ from hw_server.observability.metrics import Metrics
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", operation_id="health.get", responses={503: {"model": Report}})
 async def health(health: Annotated[Health, provided(Health)], response: Response) -> Report:
     """Say whether requests can be answered: 503 without PostgreSQL or while the process drains."""
@@ -20,6 +21,7 @@ async def health(health: Annotated[Health, provided(Health)], response: Response
     return report
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", operation_id="health.live")
 async def live() -> dict[str, str]:
     """Say that the process turns."""

@@ -1,8 +1,10 @@
-"""Who is on the other end: the peer, or what trusted proxies say of it."""
+"""Who is on the other end (the peer, or what trusted proxies say of it), and by which name it called this server."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from starlette.types import Scope
+
+from hw_server.errors import HostNotAllowed
 
 Networks = tuple[IPv4Network | IPv6Network, ...]
 
@@ -44,3 +46,21 @@ def _within(address: str, networks: Networks) -> bool:
     except ValueError:
         return False
     return any(parsed.version == network.version and parsed in network for network in networks)
+
+
+class Hosts:
+    """The names this server answers for, `*.example.org` for all below one; none given means any name."""
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self._any = not allowed
+        self._exact = frozenset(host.lower() for host in allowed if not host.startswith("*."))
+        self._suffixes = tuple(host[1:].lower() for host in allowed if host.startswith("*."))
+
+    def check(self, scope: Scope) -> None:
+        """Raises `HostNotAllowed` for any other name in the `Host` header."""
+        if self._any:
+            return
+        host = (header(scope, b"host") or b"").decode("latin-1").lower()
+        name = host if host.endswith("]") else host.rsplit(":", 1)[0]
+        if name not in self._exact and not name.endswith(self._suffixes):
+            raise HostNotAllowed

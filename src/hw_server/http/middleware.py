@@ -11,8 +11,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hw_server.auth.identification import Identification
-from hw_server.errors import DomainError, HostNotAllowed, PayloadTooLarge
-from hw_server.http.addresses import client_address, header
+from hw_server.errors import DomainError, PayloadTooLarge, RateLimited
+from hw_server.http.addresses import Hosts, client_address, header
 from hw_server.http.problems import domain_error, response_of
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
@@ -25,6 +25,7 @@ log = structlog.get_logger("http")
 CALL = "hw.call"  # the scope's key of this request's Call
 HEADERS = "hw.headers"  # the scope's key of headers for the answer, whoever gives it
 UNLIMITED = ("/health", "/metrics")
+BY_ADDRESS = frozenset({"/health", "/health/live", "/metrics"})  # asked from inside, by whatever name
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # A route may answer with its own value of any of these.
@@ -135,12 +136,11 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Http) -> None:
         self.app = app
         self._limit = settings.max_body_bytes
-        self._exact = frozenset(host.lower() for host in settings.allowed_hosts if not host.startswith("*"))
-        self._suffixes = tuple(host[1:].lower() for host in settings.allowed_hosts if host.startswith("*."))
+        self._hosts = Hosts(settings.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._exact or self._suffixes:
-            self._check_host(scope)
+        if scope["path"] not in BY_ADDRESS:
+            self._hosts.check(scope)
         if scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
             await self.app(scope, receive, send)
             return
@@ -159,13 +159,6 @@ class Guard:
             return message
 
         await self.app(scope, limited, send)
-
-    def _check_host(self, scope: Scope) -> None:
-        host = (header(scope, b"host") or b"").decode("latin-1").lower()
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        health = scope["path"] in ("/health", "/health/live", "/metrics")  # asked by address from inside
-        if not health and name not in self._exact and not name.endswith(self._suffixes or ("\0",)):
-            raise HostNotAllowed
 
 
 class Identify:
@@ -193,12 +186,17 @@ class Identify:
         except DomainError as refusal:
             call.refusal = refusal
         who = f"user:{call.caller.sub}" if call.caller else f"address:{call.client_ip}"
-        decision = await self._limiter.check("http", who)
-        scope[HEADERS] = (
-            (b"ratelimit", b"limit=%d, remaining=%d, reset=%d" % decision[1:]),
-            (b"ratelimit-policy", self._policy),
-        )
+        try:
+            decision = await self._limiter.check("http", who)
+        except RateLimited as refusal:
+            scope[HEADERS] = self._headers(self._limiter.limit("http"), 0, refusal.retry_after)
+            raise
+        scope[HEADERS] = self._headers(*decision[1:])
         await self.app(scope, receive, send)
+
+    def _headers(self, limit: int, remaining: int, reset: int) -> tuple[tuple[bytes, bytes], ...]:
+        budget = b"limit=%d, remaining=%d, reset=%d" % (limit, remaining, reset)
+        return (b"ratelimit", budget), (b"ratelimit-policy", self._policy)
 
 
 def cors(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:

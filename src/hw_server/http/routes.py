@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi import Body, Path, Query, Request, Security
 from fastapi.routing import APIRoute, APIRouter
 from fastapi.security import OpenIdConnect
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hw_server.errors import Malformed, MethodNotAllowed, UnsupportedMediaType
+from hw_server.errors import Disconnected, Malformed, MethodNotAllowed, UnsupportedMediaType
 from hw_server.http.middleware import CALL
 from hw_server.http.problems import problems
 from hw_server.operations import Executor
@@ -23,13 +24,21 @@ ALWAYS = (429, 500, 503, 504)
 
 def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect) -> None:
     """Adds a route below `/api` for each operation."""
+    answers: dict[str, dict[str, ASGIApp]] = {}
     for bound in executor.operations.values():
-        _add(router, executor, bound, bound.operation, sign_in)
+        operation = bound.operation
+        of_path = answers.setdefault(operation.path, {})
+        if operation.method in of_path:
+            raise ValueError(f"operation {operation.name}: {operation.method} {operation.path} is declared twice")
+        of_path[operation.method] = _handler(executor, bound)
+    for bound in executor.operations.values():
+        _add(router, bound, bound.operation, answers[bound.operation.path], sign_in)
 
 
 def _add(
-    router: APIRouter, executor: Executor, bound: BoundOperation, operation: Operation, sign_in: OpenIdConnect
+    router: APIRouter, bound: BoundOperation, operation: Operation, answers: dict[str, ASGIApp], sign_in: OpenIdConnect
 ) -> None:
+    """`answers` has every method of this path: the router may choose any route of it for a method it does not find."""
     possible: set[int] = {*ALWAYS, 422}
     if not operation.public:
         possible |= {401, 403}
@@ -40,14 +49,16 @@ def _add(
     if bound.binder.takes_body:
         possible |= {400, 413, 415}
 
-    answer = _handler(executor, bound)
+    allowed = ", ".join(sorted({*answers, "HEAD"} if "GET" in answers else answers))
 
     class OperationRoute(APIRoute):
         """A FastAPI route for the documents and the matching; the answer is given without FastAPI's own wrapping."""
 
         async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["method"] != operation.method:
-                raise MethodNotAllowed(allow=operation.method)
+            # The protocol leaves out the body of an answer to HEAD.
+            answer = answers.get("GET" if scope["method"] == "HEAD" else scope["method"])
+            if answer is None:
+                raise MethodNotAllowed(allow=allowed)
             await answer(scope, receive, send)
 
     router.add_api_route(
@@ -107,7 +118,10 @@ async def _json_body(request: Request) -> bytes:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise UnsupportedMediaType
-    chunks = [chunk async for chunk in request.stream()]
+    try:
+        chunks = [chunk async for chunk in request.stream()]
+    except ClientDisconnect:
+        raise Disconnected from None
     if not chunks:
         raise Malformed("the body is empty; a JSON object is expected")
     return b"".join(chunks)

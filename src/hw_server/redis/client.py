@@ -1,6 +1,7 @@
 """One client per database. An answer takes at most `redis.timeout`; after a failure the next attempt waits a moment,
 so that an outage costs requests nothing."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -18,6 +19,8 @@ from hw_server.settings import Redis as RedisSettings
 log = structlog.get_logger()
 
 PAUSE = 1.0  # seconds without attempts after a failure
+CONNECTIONS = 64  # at most, per database
+RESERVED = 8  # of them for the lane, the feed of revocations and health checks
 T = TypeVar("T")
 FAILURES = (RedisError, OSError, TimeoutError)
 
@@ -32,10 +35,12 @@ class RedisClient:
             socket_connect_timeout=settings.timeout,
             retry=Retry(NoBackoff(), 0),
             health_check_interval=0,
-            max_connections=64,
+            max_connections=CONNECTIONS,
             client_name="hw-server",
         )
         self.lane = Lane(self.client)
+        # The pool raises where it has no connection left; calls wait here for their turn instead.
+        self._turns = asyncio.Semaphore(CONNECTIONS - RESERVED)
         self._metrics = metrics
         self._closed_until = 0.0
 
@@ -46,11 +51,12 @@ class RedisClient:
 
     async def run(self, purpose: str, call: Callable[[Any], Awaitable[T]]) -> T:
         """The answer of `call`; `Unavailable` where Redis is out of reach or was a moment ago."""
-        if self.paused:
-            raise Unavailable("Redis is out of reach")
         started = time.perf_counter()
         try:
-            answer = await call(self.client)
+            async with self._turns:
+                if self.paused:
+                    raise Unavailable("Redis is out of reach")
+                answer = await call(self.client)
         except FAILURES as error:
             self._closed_until = time.monotonic() + PAUSE
             log.warning("redis_failed", purpose=purpose, error=f"{type(error).__name__}: {str(error)[:200]}")

@@ -29,7 +29,6 @@ class Close(IntEnum):
     GOING_AWAY = 1001  # the server drains; connect again
     BINARY_FRAME = 1003
     MESSAGE_TOO_BIG = 1009
-    TOO_MANY_CONNECTIONS = 1013  # this worker holds as many as it may
     UNAUTHENTICATED = 4401  # no sign-in in time, or a bad token
     TOKEN_EXPIRED = 4402
     SESSION_REVOKED = 4403

@@ -12,10 +12,10 @@ from pydantic_core import from_json, to_json
 
 from hw_server.auth import Principal
 from hw_server.auth.identification import Identification
-from hw_server.errors import Conflict, DomainError, InvalidInput, RateLimited, Unauthenticated
+from hw_server.errors import Conflict, DomainError, InvalidInput, RateLimited
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
-from hw_server.operations import AuditTrail, Call, Executor, action_row
+from hw_server.operations import SIGNED_IN, AuditTrail, Call, Executor, action_row, authorize
 from hw_server.operations.binder import Binder
 from hw_server.ratelimit import RateLimiter, SocketCap
 from hw_server.settings import Settings
@@ -116,10 +116,15 @@ class Dispatcher:
         return None if notification else answer
 
     async def _run(self, connection: Connection, call: Call, method: str, params: dict[str, Any]) -> bytes | None:
-        if call.caller is None and method not in UNSIGNED:
-            raise Unauthenticated("missing")
         await self._count(connection, call)
+        if call.caller is not None:
+            try:
+                await self._identification.check(call.caller)
+            except DomainError as refusal:
+                call.refusal = refusal
         if (platform := self._platform.get(method)) is not None:
+            if method not in UNSIGNED:
+                authorize(SIGNED_IN, call)
             return await platform(connection, call, params)
         bound = self._executor.operations.get(method)
         if bound is None:

@@ -2,13 +2,16 @@
 
 import time
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from hw_server.errors import DomainError, Unauthenticated
-from hw_server.http.addresses import client_address, header
+from hw_server.errors import DomainError, NotFound, OriginNotAllowed, Unauthenticated, Unavailable
+from hw_server.http.addresses import Hosts, client_address, header
+from hw_server.http.middleware import DEFAULT_HEADERS, request_id_of
+from hw_server.http.problems import response_of
+from hw_server.observability.logging import RequestLog
 from hw_server.operations import Call
+from hw_server.ratelimit import RateLimiter
 from hw_server.settings import Settings
-from hw_server.ws.codes import Close
 from hw_server.ws.connection import Connection
 from hw_server.ws.dispatcher import Dispatcher
 from hw_server.ws.hub import Hub
@@ -18,31 +21,29 @@ PATH = "/web"
 
 
 class Endpoint:
-    def __init__(self, settings: Settings, hub: Hub, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, settings: Settings, hub: Hub, dispatcher: Dispatcher, limiter: RateLimiter, requests_log: RequestLog
+    ) -> None:
         self._hub = hub
         self._dispatcher = dispatcher
+        self._limiter = limiter
+        self._requests_log = requests_log
         self._trusted = settings.http.trusted_proxies
+        self._hosts = Hosts(settings.http.allowed_hosts)
         own = (settings.http.public_url,)
         self._origins = frozenset((*settings.ws.allowed_origins, *settings.http.cors_origins, *own))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            self._hub.count(refusal[1])
-            await _refuse(scope, send, *refusal)
-            return
-        connection = Connection(
-            self._dispatcher,
-            scope[PROTOCOL],
-            client_address(scope, self._trusted),
-            header(scope, b"user-agent"),
-        )
+        started = time.perf_counter()
+        call = Call("ws", request_id_of(scope), client_address(scope, self._trusted), started)
+        agent = header(scope, b"user-agent")
+        connection = Connection(self._dispatcher, scope[PROTOCOL], call.client_ip, agent)
         scope[PROTOCOL].deliver_to(connection.on_message)
-        credentials = header(scope, b"authorization")
-        if credentials is not None and (status := await self._sign_in(connection, credentials)):
-            self._hub.count(Close.UNAUTHENTICATED.name.lower())
-            await _refuse(scope, send, status, "unauthenticated")
+        try:
+            await self._admit(scope, call, connection)
+        except DomainError as refusal:
+            await self._refuse(refusal, call, scope, receive, send)
             return
         self._hub.add(connection)
         try:
@@ -51,36 +52,44 @@ class Endpoint:
         finally:
             await self._hub.remove(connection)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        origin = header(scope, b"origin")
+    async def _admit(self, scope: Scope, call: Call, connection: Connection) -> None:
+        """Raises what refuses the handshake. Whoever shows no good token is counted by address."""
+        self._hosts.check(scope)
         if scope["path"] != PATH:
-            return 404, "not_found"
-        if self._hub.draining or self._hub.full:
-            return 503, "too_many_connections"
+            raise NotFound(f"the socket is at {PATH}")
+        if self._hub.draining:
+            raise Unavailable("the server is stopping")
+        if self._hub.full:
+            raise Unavailable("this process holds as many sockets as it may")
         # A browser always sends its origin; other programs are not bound by it.
+        origin = header(scope, b"origin")
         if origin is not None and origin.decode("latin-1") not in self._origins:
-            return 403, "origin_not_allowed"
-        return None
-
-    async def _sign_in(self, connection: Connection, credentials: bytes) -> int | None:
-        """The HTTP status to refuse the handshake with, None where the caller is in."""
-        scheme, _, token = credentials.decode("latin-1").partition(" ")
-        call = Call("ws", connection.id, connection.client_ip, time.perf_counter())
+            raise OriginNotAllowed
+        credentials = header(scope, b"authorization")
+        if credentials is None:
+            await self._limiter.check("ws", f"address:{call.client_ip}")
+            return
         try:
+            scheme, _, token = credentials.decode("latin-1").partition(" ")
             if scheme.lower() != "bearer":
                 raise Unauthenticated("malformed")
             await self._dispatcher.sign_in(connection, call, token.strip())
         except Unauthenticated:
-            return 401
-        except DomainError as error:
-            return 429 if error.code == "rate_limited" else 503
-        return None
+            await self._limiter.check("ws", f"address:{call.client_ip}")
+            raise
 
+    async def _refuse(self, refusal: DomainError, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        self._hub.count(refusal.code)
+        self._requests_log.write(
+            "socket_refused", {"request_id": call.request_id, "code": refusal.code, "client_ip": call.client_ip}
+        )
 
-async def _refuse(scope: Scope, send: Send, status: int, reason: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    if status == 401:
-        headers.append((b"www-authenticate", b'Bearer realm="hw", error="invalid_token"'))
-    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": reason.encode(), "more_body": False})
-    scope[PROTOCOL].refused()
+        async def with_headers(message: Message) -> None:
+            if message["type"].endswith("response.start"):
+                own = {name for name, _ in message["headers"]}
+                message["headers"] += [item for item in DEFAULT_HEADERS if item[0] not in own]
+                message["headers"].append((b"x-request-id", call.request_id.encode()))
+            await send(message)
+
+        await response_of(refusal, call.request_id)(scope, receive, with_headers)
+        scope[PROTOCOL].refused()
