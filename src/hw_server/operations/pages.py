@@ -1,5 +1,6 @@
 """Pages of a list: by number with a cached total, or by keyset cursor."""
 
+import asyncio
 import base64
 from collections.abc import Awaitable, Callable
 from functools import cache
@@ -76,6 +77,8 @@ class Totals:
     def __init__(self, redis: RedisClient, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
+        self._coming: dict[str, asyncio.Task[Unavailable | None]] = {}
+        self._turn = asyncio.Lock()
 
     async def get(self, name: str, filters: BaseModel, count: Callable[[], Awaitable[int]]) -> int:
         """The cached total of the list `name` under `filters`, else what `count` says."""
@@ -104,9 +107,22 @@ class Totals:
         return total
 
     def drop(self, name: str) -> Callable[[], Awaitable[None]]:
-        """A call for `AfterCommit`."""
+        """A call for `AfterCommit`. Writers at the same time share a round trip, always one sent after their commit."""
 
         async def forget() -> None:
-            await self._redis.run("totals", lambda client: client.delete(self._keys.totals(name)))
+            coming = self._coming.get(name)
+            if coming is None:
+                coming = self._coming[name] = asyncio.create_task(self._delete(name), name="totals")
+            if (failure := await asyncio.shield(coming)) is not None:
+                raise failure
 
         return forget
+
+    async def _delete(self, name: str) -> Unavailable | None:
+        async with self._turn:
+            del self._coming[name]  # from now on it is too late to share this one
+            try:
+                await self._redis.run("totals", lambda client: client.delete(self._keys.totals(name)))
+            except Unavailable as failure:
+                return failure
+            return None
