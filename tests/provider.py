@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -22,14 +23,30 @@ class Provider:
     def __init__(self, port: int = 0) -> None:
         self.keys = {"rsa": rsa.generate_private_key(65537, 2048), "ec": ec.generate_private_key(ec.SECP256R1())}
         self.published = ["rsa", "ec"]
-        self.fetches = 0
+        self.fetches = self.grants = 0
+        self.denial: dict[str, str] = {}
+        self.lifetime = 300  # of the tokens granted, seconds
         provider = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                data = json.dumps(provider.answer(self.path)).encode()
+                path, _, query = self.path.partition("?")
+                if path.endswith("/authorize"):
+                    self.send_response(302)
+                    self.send_header("Location", provider.authorize(dict(parse_qsl(query))))
+                    self.end_headers()
+                else:
+                    self.reply(provider.answer(self.path, self.headers["Host"]))
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.reply(provider.grant())
+
+            def reply(self, answer: dict[str, Any]) -> None:
+                data = json.dumps(answer).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
+                self.send_header("Access-Control-Allow-Origin", "*")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -56,11 +73,27 @@ class Provider:
     def settings(self) -> dict[str, str]:
         return {"HW_OIDC__ISSUER": self.issuer, "HW_OIDC__ROLES_CLAIM": "realm_access.roles"}
 
-    def answer(self, path: str) -> dict[str, Any]:
+    def answer(self, path: str, host: str) -> dict[str, Any]:
         if path.endswith("/.well-known/openid-configuration"):
-            return {"issuer": self.issuer, "jwks_uri": f"{self.issuer}/certs"}
+            # Like Keycloak in containers: what servers ask is named at the address that was asked.
+            asked = f"http://{host}/realms/test"
+            return {
+                "issuer": self.issuer, "authorization_endpoint": f"{self.issuer}/authorize",
+                "token_endpoint": f"{asked}/token", "jwks_uri": f"{asked}/certs",
+            }  # fmt: skip
         self.fetches += 1
         return {"keys": [self.public(kid) for kid in self.published]}
+
+    def authorize(self, query: dict[str, str]) -> str:
+        """Where the browser goes back to: everybody is let in, as ann, until `denial` says why not."""
+        answer = self.denial or {"code": uuid.uuid4().hex}
+        return f"{query['redirect_uri']}?{urlencode({**answer, 'state': query['state']})}"
+
+    def grant(self) -> dict[str, Any]:
+        """Tokens for any code and any refresh token."""
+        self.grants += 1
+        token = self.token(exp=int(time.time()) + self.lifetime)
+        return {"access_token": token, "refresh_token": uuid.uuid4().hex, "expires_in": self.lifetime}
 
     def public(self, kid: str) -> dict[str, Any]:
         key = self.keys[kid].public_key()

@@ -28,7 +28,7 @@ def add_documents(app: FastAPI, settings: Oidc, keys: SigningKeys) -> None:
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
     policy = (
         "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
-        f"connect-src 'self' {_origin(settings.issuer)}; frame-ancestors 'none'"
+        f"connect-src 'self' {origin(settings.issuer)}; frame-ancestors 'none'"
     )
     # The sign-in window hands its code back to the page that opened it.
     headers = {"Content-Security-Policy": policy, "Cross-Origin-Opener-Policy": "unsafe-none"}
@@ -53,9 +53,14 @@ def add_documents(app: FastAPI, settings: Oidc, keys: SigningKeys) -> None:
 
     @app.get(DISCOVERY, include_in_schema=False)
     async def discovery() -> dict[str, Any]:
-        """The provider's description, cut down to the one way in that this page offers."""
+        """The provider's description, cut down to the one way in that the pages offer, and to the way out."""
         found = await keys.configuration()
         kept = {name: found[name] for name in ("issuer", "authorization_endpoint", "token_endpoint")}
+        kept |= {name: found[name] for name in ("end_session_endpoint",) if name in found}
+        if settings.internal_url:
+            # Keycloak answers with a token endpoint at the address it was asked at; no browser reaches that one.
+            internal = settings.internal_url.rstrip("/")
+            kept = {name: value.replace(internal, settings.issuer, 1) for name, value in kept.items()}
         return {**kept, "grant_types_supported": ["authorization_code"], "scopes_supported": ["openid"]}
 
     @app.get(REDIRECT, include_in_schema=False)
@@ -63,6 +68,6 @@ def add_documents(app: FastAPI, settings: Oidc, keys: SigningKeys) -> None:
         return HTMLResponse(get_swagger_ui_oauth2_redirect_html().body, headers=headers)
 
 
-def _origin(address: str) -> str:
+def origin(address: str) -> str:
     scheme, _, rest = address.partition("://")
     return f"{scheme}://{rest.partition('/')[0]}"
