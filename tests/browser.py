@@ -1,4 +1,4 @@
-"""A real browser for the API page: Debian's Chromium, headless."""
+"""A real browser for the API page and the console: Debian's Chromium, headless."""
 
 from playwright.sync_api import Browser, Page
 
@@ -11,7 +11,8 @@ def sign_in_and_ask(browser: Browser, url: str, user: str) -> str:
     page.check(".modal-ux input[type=checkbox]", force=True)
     with page.expect_popup() as opening:
         page.click(".modal-ux button.authorize")
-    log_in(opening.value, user)
+    with opening.value.expect_event("close"):
+        log_in(opening.value, user)
     page.wait_for_selector(".modal-ux button:has-text('Logout')")
     page.click(".modal-ux button.btn-done")
     block = page.locator("#operations-me-me\\.get, [id^=operations-me]").first
@@ -25,5 +26,23 @@ def sign_in_and_ask(browser: Browser, url: str, user: str) -> str:
 def log_in(window: Page, user: str) -> None:
     window.fill("input[name=username]", user)
     window.fill("input[name=password]", user)
-    with window.expect_event("close"):
-        window.press("input[name=password]", "Enter")
+    window.press("input[name=password]", "Enter")
+
+
+def open_console(browser: Browser, url: str, user: str) -> Page:
+    """The console, with `user` signed in and the methods listed."""
+    page = browser.new_page()
+    page.goto(url)
+    page.click("#sign-in")
+    log_in(page, user)
+    page.wait_for_selector("#methods label")
+    return page
+
+
+def ask(page: Page, method: str, params: str = "{}") -> str:
+    """Calls `method` on the console and gives back what the log shows of the answer."""
+    page.check(f"input[value='{method}']", force=True)
+    page.fill("#params", params)
+    page.click("#clear")
+    page.press("#params", "Control+Enter")
+    return page.locator("#log li:is(.in, .error)", has_text=method).first.inner_text()

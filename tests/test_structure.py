@@ -18,7 +18,7 @@ LAYERS = [
     {"auth", "ratelimit"},
     {"operations"},
     {"http", "ws"},
-    {"health", "audit", "sessions", "authors"},
+    {"health", "audit", "sessions", "authors", "console"},
     {"features"},
     {"app"},
     {"server"},

@@ -19,6 +19,7 @@ from hw_server.auth.identification import Identification
 from hw_server.auth.jwks import SigningKeys
 from hw_server.auth.sessions import Revocations, SessionStore
 from hw_server.auth.tokens import TokenVerifier
+from hw_server.console import add_console
 from hw_server.db import Database
 from hw_server.features import FEATURES
 from hw_server.health import Health
@@ -164,6 +165,7 @@ def create_app(
     add_operations(api.router, executor, sign_in_scheme())
     api.include_router(health_router)
     add_documents(api, settings.oidc, signing_keys)
+    add_console(api, settings)
 
     @api.get("/openrpc.json", include_in_schema=False)
     async def openrpc() -> JSONResponse:

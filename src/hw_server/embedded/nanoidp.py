@@ -57,7 +57,7 @@ def _settings(folder: Path, port: int, issuer: str, pages: list[str]) -> dict[st
                     "client_secret": "",
                     "token_endpoint_auth_method": "none",
                     "description": "hw-server API documents and console",
-                    "redirect_uris": [f"{page}/docs/oauth2-redirect" for page in pages],
+                    "redirect_uris": [f"{page}{path}" for page in pages for path in ("/docs/oauth2-redirect", "/")],
                 }
             ],
         },

@@ -1,0 +1,182 @@
+"""The console in a real browser."""
+
+import re
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, expect
+
+from hw_server.embedded import Stack
+from tests.browser import ask, open_console
+from tests.conftest import Running, Serve, free_port, run_server
+from tests.provider import Provider
+
+
+@pytest.fixture(scope="module")
+def local(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """On the port whose pages the provider lets in."""
+    with run_server(stack.environment(), tmp_path_factory.mktemp("log")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(local: Running) -> str:
+    return local.environment["HW_HTTP__PUBLIC_URL"]
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Provider]:
+    """Nobody else's, as these tests change what it answers. It lets everybody in without asking."""
+    with Provider.running() as provider:
+        yield provider
+
+
+@pytest.fixture(scope="module")
+def trusting(serve: Serve, own: Provider) -> Iterator[Running]:
+    port = str(free_port())
+    with serve(**own.settings(), HW_HTTP__PORT=port, HW_HTTP__PUBLIC_URL=f"http://127.0.0.1:{port}") as running:
+        yield running
+
+
+def test_signs_in_and_calls(url: str, browser: Browser) -> None:
+    page = open_console(browser, url, "alice")
+    expect(page.locator("#account")).to_contain_text("alice authors:read, authors:write")
+    expect(page.locator("#state")).to_have_text("Connected")
+    assert page.url == f"{url}/"
+    assert page.evaluate("sessionStorage.length + localStorage.length") == 0
+    assert '"per_page": 7' in ask(page, "authors.list", '{"per_page": 7}')
+
+
+def test_shows_a_refusal(url: str, browser: Browser) -> None:
+    page = open_console(browser, url, "carol")
+    expect(page.locator("#methods label", has_text="authors.list")).to_contain_text("authors:read, not yours")
+    assert '"code": -32003' in ask(page, "authors.list")
+
+
+def test_params_that_are_no_object_are_not_sent(url: str, browser: Browser) -> None:
+    page = open_console(browser, url, "alice")
+    for params in ('{"per_page": 7', "[7]", "7"):
+        page.fill("#params", params)
+        page.press("#params", "Control+Enter")
+        expect(page.locator("#problem")).to_contain_text("These are no params")
+    expect(page.locator("#log li.out")).to_have_count(2)  # session.authenticate, rpc.discover
+
+
+def test_params_are_filled_in_as_declared(url: str, browser: Browser) -> None:
+    page = open_console(browser, url, "alice")
+    page.check("input[value='authors.create']", force=True)
+    expect(page.locator("#params")).to_have_value('{\n  "name": ""\n}')
+    page.click("#declared button:has-text('born')")
+    expect(page.locator("#params")).to_have_value('{\n  "name": "",\n  "born": ""\n}')
+
+
+def test_signs_out(url: str, browser: Browser) -> None:
+    page = open_console(browser, url, "alice")
+    with page.expect_request(re.compile("/logout")) as ending:
+        page.click("#sign-out")
+    assert "id_token_hint=" in ending.value.url
+    expect(page.locator("#sign-in")).to_be_visible()
+    expect(page.locator("#account")).to_be_hidden()
+    assert page.url == f"{url}/"
+    assert "alice" not in page.content()
+
+
+def test_needs_nobody_else(url: str, browser: Browser) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    said: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(url)
+    expect(page.locator("#sign-in")).to_be_visible()
+    assert {address.removeprefix(url) for address in asked} >= {"/", "/console/console.js", "/console/console.css"}
+    assert all(address.startswith(f"{url}/") for address in asked)
+    assert said == []
+
+
+def test_the_policy_is_strict(url: str) -> None:
+    page = httpx.get(url)
+    policy = page.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+    asset = httpx.get(f"{url}/console/console.js")
+    again = httpx.get(f"{url}/console/console.js", headers={"If-None-Match": asset.headers["etag"]})
+    assert (asset.headers["cache-control"], again.status_code) == ("no-cache", 304)
+    assert httpx.get(f"{url}/console/nothing.js").status_code == 404
+
+
+def test_names_the_provider_as_browsers_reach_it(serve: Serve, own: Provider) -> None:
+    inside = own.issuer.replace("127.0.0.1", "localhost")
+    with serve(**own.settings(), HW_OIDC__INTERNAL_URL=inside) as running:
+        found = httpx.get(f"{running.url}/docs/openid-configuration").json()
+        policy = httpx.get(running.url).headers["content-security-policy"]
+    assert found["token_endpoint"] == f"{own.issuer}/token"
+    assert f"http://127.0.0.1:{own.port};" in policy
+
+
+def test_a_foreign_answer_is_refused(url: str, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(url)
+    page.click("#sign-in")
+    page.wait_for_selector("input[name=username]")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.method))
+    page.goto(f"{url}/?code=stolen&state=wrong")
+    expect(page.locator("#message")).to_contain_text("belongs to no sign-in that this page began")
+    assert "POST" not in asked
+    assert page.url == f"{url}/"
+    page.goto(f"{url}/?error=access_denied&error_description=Call%20us&state=wrong")
+    expect(page.locator("#message")).not_to_contain_text("Call us")
+
+
+def test_shows_why_the_provider_refuses(trusting: Running, own: Provider, browser: Browser) -> None:
+    own.denial = {"error": "access_denied", "error_description": "<b>Not</b> today"}
+    page = browser.new_page()
+    page.goto(trusting.url)
+    page.click("#sign-in")
+    expect(page.locator("#message")).to_contain_text("access_denied. <b>Not</b> today")
+    own.denial = {}
+
+
+def test_renews_the_token_before_it_expires(trusting: Running, own: Provider, browser: Browser) -> None:
+    own.lifetime, own.grants = 6, 0
+    page = browser.new_page()
+    page.goto(trusting.url)
+    page.click("#sign-in")
+    page.wait_for_selector("#methods label")
+    own.lifetime = 300
+    expect(page.locator("#log li.notice")).to_contain_text("session.expiring", timeout=10_000)
+    expect(page.locator("#log li.in strong", has_text="session.refresh")).to_have_count(1)
+    time.sleep(4)
+    expect(page.locator("#state")).to_have_text("Connected")
+    assert own.grants == 2
+
+
+def test_says_that_the_session_was_ended(trusting: Running, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(trusting.url)
+    page.click("#sign-in")
+    page.wait_for_selector("#methods label")
+    sid = re.findall(r'"session_id": "(\w+)"', ask(page, "me.get"))[0]
+    page.check("input[value='sessions.end']", force=True)
+    page.fill("#params", f'{{"sid": "{sid}"}}')
+    page.press("#params", "Control+Enter")
+    expect(page.locator("#message")).to_contain_text("The session was ended (4403 session_revoked)")
+
+
+def test_connects_again_after_a_restart(serve: Serve, own: Provider, browser: Browser) -> None:
+    port = str(free_port())
+    settings = {**own.settings(), "HW_HTTP__PORT": port, "HW_HTTP__PUBLIC_URL": f"http://127.0.0.1:{port}"}
+    page = browser.new_page()
+    with serve(**settings) as running:
+        page.goto(running.url)
+        page.click("#sign-in")
+        expect(page.locator("#state")).to_have_text("Connected")
+    expect(page.locator("#log li.notice").first).to_contain_text("server.draining")
+    expect(page.locator("#state")).to_contain_text(re.compile(r"Reconnecting in \d+ s"))
+    expect(page.locator("#log li.error").last).to_contain_text("1001 going_away")
+    with serve(**settings):
+        expect(page.locator("#state")).to_have_text("Connected", timeout=40_000)
+        assert '"username": "ann"' in ask(page, "me.get")
