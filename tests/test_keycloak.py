@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 
 from hw_server.embedded import Stack
 from hw_server.embedded import keycloak as real
-from tests.browser import sign_in_and_ask
+from tests.browser import ask, open_console, sign_in_and_ask
 from tests.conftest import Running, run_server, run_stack, sign_in, until
 
 if shutil.which("mvn") is None and not os.environ.get("CI"):
@@ -88,6 +88,14 @@ def test_exports_what_the_alerts_use(keycloak: Stack) -> None:
 
 def test_the_api_page_signs_in(running: Running, browser: Browser) -> None:
     assert '"username": "alice"' in sign_in_and_ask(browser, running.environment["HW_HTTP__PUBLIC_URL"], "alice")
+
+
+def test_the_console_signs_in_and_out(running: Running, browser: Browser) -> None:
+    page = open_console(browser, running.environment["HW_HTTP__PUBLIC_URL"], "alice")
+    assert '"username": "alice"' in ask(page, "me.get")
+    page.click("#sign-out")
+    page.click("#sign-in")
+    page.wait_for_selector("input[name=username]")
 
 
 def test_the_realm_file_stands_alone() -> None:
