@@ -248,6 +248,7 @@ def _table(stack: "Stack") -> None:
     rows = (
         ("API", f"{base}/api/authors"),
         ("API documents", f"{base}/docs"),
+        ("Console", f"{base}/"),
         ("WebSocket", f"ws://localhost:{stack.ports.app}/web"),
         ("Health, metrics", f"{base}/health  {base}/metrics"),
         (
