@@ -1,11 +1,14 @@
 """Who did what: every change, read, denial and sign-in can be found."""
 
+import asyncio
 import json
 import os
+import socket
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import asyncpg
 import httpx
 import pytest
 
@@ -129,6 +132,37 @@ async def test_exports_lines(alice: httpx.AsyncClient, dave: httpx.AsyncClient) 
     answer = await dave.get("/api/audit-logs/export", params={"resource": f"authors/{made['id']}"})
     assert answer.headers["content-type"] == "application/x-ndjson"
     assert [json.loads(line)["action"] for line in answer.text.splitlines()] == ["authors.create"]
+
+
+@pytest.fixture
+async def many(database: asyncpg.Connection) -> str:
+    """An action with 20,000 rows, of which two may be of the same moment."""
+    action = uuid.uuid4().hex
+    await database.execute(
+        "INSERT INTO user_actions (occurred_at, roles, action, outcome, source, request_id) "
+        "SELECT now() - make_interval(secs => n / 2), '{}', $1, 'success', 'http', n::text FROM generate_series(1, 20000) n",
+        action,
+    )
+    return action
+
+
+async def test_exports_every_row_once_and_in_order(dave: httpx.AsyncClient, many: str) -> None:
+    text = (await dave.get("/api/audit-logs/export", params={"action": many})).text
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert sorted(int(row["request_id"]) for row in rows) == list(range(1, 20_001))
+    assert rows == sorted(rows, key=lambda row: (row["occurred_at"], row["id"]))
+
+
+async def test_a_slow_export_holds_no_connection(serve: Serve, token: Token, many: str) -> None:
+    with serve(HW_DATABASE__POOL_MAX="1") as running, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
+        head = f"GET /api/audit-logs/export?action={many} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('dave')}"
+        slow.sendall(f"{head}\r\n\r\n".encode())
+        assert slow.recv(15) == b"HTTP/1.1 200 OK"
+        await asyncio.sleep(1)
+        async with running.client(token("dave")) as client:
+            assert (await client.get("/api/authors")).status_code == 200
 
 
 async def test_only_auditors_read(alice: httpx.AsyncClient) -> None:

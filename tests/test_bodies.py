@@ -187,6 +187,16 @@ def test_survives_what_is_not_http(server: Running) -> None:
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nX:", b"GET /health/live HTTP/1.1\r\n\r\nGET /he"])
+def test_waits_for_a_head_only_so_long(serve: Serve, sent: bytes) -> None:
+    with serve(HW_HTTP__HEAD_TIMEOUT="0.5") as running:
+        with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1])), timeout=10) as raw:
+            raw.sendall(sent)
+            while raw.recv(4096):
+                continue
+        assert "http_late_heads_total 1.0" in httpx.get(f"{running.url}/metrics").text
+
+
 @pytest.fixture(scope="module")
 def proxied(serve: object) -> object:
     with serve(  # type: ignore[operator]

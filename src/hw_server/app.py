@@ -45,11 +45,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What a server runs: the ASGI application, and how to end it. `fail` is set by the server: it stops the process."""
+    """What a server runs: the ASGI application, how to end it, and what the server itself counts in."""
 
     asgi: ASGIApp
     api: FastAPI
     lifecycle: "Lifecycle"
+    metrics: Metrics
 
 
 class Lifecycle:
@@ -177,7 +178,9 @@ def create_app(
     if settings.http.cors_origins:
         web = cors(web, settings.http.cors_origins)
     web = Observe(web, settings.http, metrics, requests_log)
-    return Application(_served(api, web, Endpoint(settings, hub, dispatcher, limiter, requests_log)), api, lifecycle)
+    return Application(
+        _served(api, web, Endpoint(settings, hub, dispatcher, limiter, requests_log)), api, lifecycle, metrics
+    )
 
 
 def _served(api: FastAPI, web: ASGIApp, sockets: ASGIApp) -> ASGIApp:

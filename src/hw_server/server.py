@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,7 @@ import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
 from hw_server.app import create_app
+from hw_server.http.protocol import BoundedHttpProtocol
 from hw_server.observability import logging
 from hw_server.observability.metrics import MULTIPROCESS_DIR
 from hw_server.settings import Settings, load
@@ -45,7 +47,11 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 application.asgi,
                 loop="uvloop",
-                http="httptools",
+                http=partial(  # type: ignore[arg-type]
+                    BoundedHttpProtocol,
+                    head_timeout=settings.http.head_timeout,
+                    late=application.metrics.http_late_heads,
+                ),
                 ws=DirectWebSocketProtocol,
                 ws_max_size=settings.ws.max_frame_bytes,
                 ws_ping_interval=settings.ws.ping_interval,

@@ -1,4 +1,3 @@
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
@@ -31,14 +30,15 @@ def conditions(filters: AuditFilter) -> tuple[str, list[Any]]:
 
 
 async def page(
-    db: Connection, filters: AuditFilter, before: tuple[datetime, int] | None, limit: int
+    db: Connection, filters: AuditFilter, last: tuple[datetime, int] | None, limit: int, *, oldest_first: bool = False
 ) -> list[AuditEntry]:
-    """Newest first, from below the position `before`."""
+    """Newest first unless said otherwise, from behind the position of the `last` row seen."""
     where, args = conditions(filters)
-    if before is not None:
-        args += before
-        where += f" AND (occurred_at, id) < (${len(args) - 1}, ${len(args)})"
-    order = f"ORDER BY occurred_at DESC, id DESC LIMIT {int(limit)}"
+    direction, beyond = ("ASC", ">") if oldest_first else ("DESC", "<")
+    if last is not None:
+        args += last
+        where += f" AND (occurred_at, id) {beyond} (${len(args) - 1}, ${len(args)})"
+    order = f"ORDER BY occurred_at {direction}, id {direction} LIMIT {int(limit)}"
     rows = await db.fetch(f"SELECT {COLUMNS} FROM user_actions WHERE {where} {order}", *args)
     return ENTRIES.validate_python([dict(row) for row in rows])
 
@@ -46,11 +46,3 @@ async def page(
 async def by_id(db: Connection, entry_id: int) -> AuditEntry | None:
     row = await db.fetchrow(f"SELECT {COLUMNS} FROM user_actions WHERE id = $1", entry_id)
     return None if row is None else AuditEntry.model_validate(dict(row))
-
-
-async def stream(db: Connection, filters: AuditFilter) -> AsyncIterator[AuditEntry]:
-    """All matching rows, oldest first, through a server-side cursor; needs a transaction."""
-    where, args = conditions(filters)
-    query = f"SELECT {COLUMNS} FROM user_actions WHERE {where} ORDER BY occurred_at, id"
-    async for row in db.cursor(query, *args, prefetch=500):
-        yield AuditEntry.model_validate(dict(row))

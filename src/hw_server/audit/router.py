@@ -1,18 +1,20 @@
-"""The export: NDJSON, streamed from a server-side cursor in one snapshot."""
+"""The export: NDJSON, streamed. A page at a time, so that a client that reads slowly holds no connection of the pool."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from hw_server.audit import repository
-from hw_server.audit.models import AUDIT_READ, AuditFilter
+from hw_server.audit.models import AUDIT_READ, AuditEntry, AuditFilter
 from hw_server.auth import Principal
 from hw_server.db import Database
 from hw_server.http.plain import call_of, provided, require
 from hw_server.operations import AuditTrail, action_row
 
+PAGE = 500
 router = APIRouter(prefix="/audit-logs", tags=["audit"])
 
 
@@ -24,18 +26,21 @@ async def export(
     db: Annotated[Database, provided(Database)],
     trail: Annotated[AuditTrail, provided(AuditTrail)],
 ) -> StreamingResponse:
-    """Export all matching rows, one JSON object a line, oldest first."""
+    """Export all matching rows up to now, one JSON object a line, oldest first."""
     trail.record(action_row(call_of(request), "audit.export", "audit-logs", status=200))
 
+    now = datetime.now(UTC)
+    # Without an end the export would run after the rows that are written meanwhile.
+    until_now = filters.model_copy(update={"until": min(filters.until or now, now)})
+
     async def lines() -> AsyncIterator[bytes]:
-        chunk: list[bytes] = []
-        async with db.write() as connection:
-            await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            async for entry in repository.stream(connection, filters):
-                chunk.append(entry.model_dump_json().encode() + b"\n")
-                if len(chunk) == 500:
-                    yield b"".join(chunk)
-                    chunk.clear()
-        yield b"".join(chunk)
+        entries: list[AuditEntry] = []
+        while not entries or len(entries) == PAGE:
+            last = (entries[-1].occurred_at, entries[-1].id) if entries else None
+            async with db.read() as connection:
+                entries = await repository.page(connection, until_now, last, PAGE, oldest_first=True)
+            if not entries:
+                return
+            yield b"".join(entry.model_dump_json().encode() + b"\n" for entry in entries)
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
