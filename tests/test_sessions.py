@@ -132,6 +132,14 @@ async def test_logout_of_a_user_spares_later_sign_ins(guarded: Running, provider
             assert answer.status_code == status
 
 
+async def test_no_limit_stops_the_provider(serve: Serve, provider: Provider) -> None:
+    limits = {"HW_RATELIMIT__HTTP_PER_MINUTE": "2", "HW_REDIS__KEY_PREFIX": f"{uuid.uuid4().hex}:"}
+    with serve(**provider.settings(), **limits) as running:
+        async with running.client() as client:
+            sent = [await client.post(PATH, data={"logout_token": provider.logout_token()}) for _ in range(5)]
+    assert {answer.status_code for answer in sent} == {200}
+
+
 DEFECTS: dict[str, Callable[[Provider], str]] = {
     "garbage": lambda p: "garbage",
     "an access token": lambda p: p.token(),

@@ -173,7 +173,8 @@ def create_app(
         return JSONResponse(document)
 
     # Innermost first.
-    web: ASGIApp = Identify(AsyncExitStackMiddleware(api.router), identification, limiter)
+    unlimited = frozenset(f"/api{path}" for feature in features for path in feature.unlimited)
+    web: ASGIApp = Identify(AsyncExitStackMiddleware(api.router), identification, limiter, unlimited)
     web = Problems(Guard(web, settings.http))
     if settings.http.cors_origins:
         web = cors(web, settings.http.cors_origins)

@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 import websockets
+from playwright.sync_api import Browser, expect
 
+from tests.browser import ask, open_console, sign_in_and_ask
 from tests.stack.conftest import (
     V1,
     V2,
@@ -65,6 +67,18 @@ async def test_the_socket_opens_through_traefik() -> None:
     async with connecting as socket:
         await socket.send('{"jsonrpc":"2.0","id":1,"method":"me.get"}')
         assert json.loads(await socket.recv())["result"]["username"] == "bob"
+
+
+def test_a_browser_signs_in_on_the_api_page(browser: Browser) -> None:
+    """Browsers resolve `*.localhost` by themselves."""
+    assert '"username": "alice"' in sign_in_and_ask(browser, "http://api.localhost", "alice")
+
+
+def test_a_browser_signs_in_on_the_console(browser: Browser) -> None:
+    page = open_console(browser, "http://api.localhost", "bob")
+    assert '"username": "bob"' in ask(page, "me.get")
+    page.click("#sign-out")
+    expect(page.locator("#sign-in")).to_be_visible()
 
 
 async def test_a_sign_out_at_keycloak_ends_the_session() -> None:

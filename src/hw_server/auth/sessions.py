@@ -249,13 +249,14 @@ class SessionStore:
 
         await self._redis.run("sessions", forget)
 
-    async def first_use(self, jti: str, seconds: int) -> bool:
-        """True once per logout token."""
-        return bool(
-            await self._redis.run(
-                "sessions", lambda client: client.set(self._keys.logout_token(jti), 1, nx=True, ex=seconds)
-            )
-        )
+    async def used(self, jti: str) -> bool:
+        """Whether a logout token was used before."""
+        key = self._keys.logout_token(jti)
+        return bool(await self._redis.run("sessions", lambda client: client.exists(key)))
+
+    async def mark_used(self, jti: str, seconds: int) -> None:
+        key = self._keys.logout_token(jti)
+        await self._redis.run("sessions", lambda client: client.set(key, 1, ex=seconds))
 
 
 def _session(session_id: str, fields: dict[bytes, bytes]) -> Session | None:

@@ -24,8 +24,7 @@ log = structlog.get_logger("http")
 
 CALL = "hw.call"  # the scope's key of this request's Call
 HEADERS = "hw.headers"  # the scope's key of headers for the answer, whoever gives it
-UNLIMITED = ("/health", "/metrics")
-BY_ADDRESS = frozenset({"/health", "/health/live", "/metrics"})  # asked from inside, by whatever name
+INSIDE = frozenset({"/health", "/health/live", "/metrics"})  # asked from inside, often and by whatever name
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # A route may answer with its own value of any of these.
@@ -139,7 +138,7 @@ class Guard:
         self._hosts = Hosts(settings.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in BY_ADDRESS:
+        if scope["path"] not in INSIDE:
             self._hosts.check(scope)
         if scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
             await self.app(scope, receive, send)
@@ -162,16 +161,20 @@ class Guard:
 
 
 class Identify:
-    """Finds the caller and counts the request against its limit; whether a caller is needed is the operation's say."""
+    """Finds the caller and counts the request against its limit; whether a caller is needed is the operation's say.
+    Neither for the paths in `unlimited`."""
 
-    def __init__(self, app: ASGIApp, identification: Identification, limiter: RateLimiter) -> None:
+    def __init__(
+        self, app: ASGIApp, identification: Identification, limiter: RateLimiter, unlimited: frozenset[str]
+    ) -> None:
         self.app = app
         self._identification = identification
         self._limiter = limiter
+        self._unlimited = INSIDE | unlimited
         self._policy = f"{limiter.limit('http')};w=60".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith(UNLIMITED):
+        if scope["path"] in self._unlimited:
             await self.app(scope, receive, send)
             return
         call: Call = scope[CALL]

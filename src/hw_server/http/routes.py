@@ -15,7 +15,7 @@ from hw_server.errors import Disconnected, Malformed, MethodNotAllowed, Unsuppor
 from hw_server.http.middleware import CALL
 from hw_server.http.problems import problems
 from hw_server.operations import Executor
-from hw_server.operations.binder import BODY, QUERY, Binder
+from hw_server.operations.binder import BODY, QUERY, Binder, Input
 from hw_server.operations.declaration import Operation
 from hw_server.operations.execution import BoundOperation
 
@@ -100,7 +100,7 @@ def _handler(executor: Executor, bound: BoundOperation) -> ASGIApp:
     takes_body = bound.binder.takes_body
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        async def raw(binder: Binder) -> dict[str, Any]:
+        async def raw(binder: Binder) -> Input:
             body = await _json_body(Request(scope, receive)) if takes_body else b""
             return binder.from_http(scope["path_params"], scope["query_string"], body)
 

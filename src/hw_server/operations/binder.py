@@ -1,13 +1,14 @@
-"""Binds the input of an operation, from HTTP or RPC, into one pydantic model, and that into the function's arguments."""
+"""Binds the input of an operation, from HTTP or RPC, to its declared models, and those to the function's arguments. JSON has
+types of its own, so its values are taken strictly (`"7"` is no number, `0` no date); the texts of a URL are converted."""
 
 import inspect
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from hw_server.auth import Principal
 from hw_server.errors import InvalidInput, Malformed
@@ -27,6 +28,13 @@ class Given:
     provided: dict[str, Any]
 
 
+class Input(NamedTuple):
+    """What a caller sent: path and query fields, as the texts of a URL or as JSON, and the body, as JSON."""
+
+    address: dict[str, Any] | bytes
+    body: bytes | None = None
+
+
 class Binder:
     def __init__(self, operation: Operation, provided: dict[type, Any]) -> None:
         self.operation = operation
@@ -39,15 +47,16 @@ class Binder:
         self.fields: dict[str, Any] = {}
         self.given = self._classify(inspect.signature(operation.handler), hints, provided)
         self._owner = self._owners()
-        self.model: type[BaseModel] = create_model(  # type: ignore[call-overload]
+        address: type[BaseModel] = create_model(  # type: ignore[call-overload]
             operation.name.replace(".", "_"),
             __config__=ConfigDict(extra="forbid"),
-            **{name: (kind, ...) for name, kind in self.fields.items()},
+            **{name: (kind, ...) for name, kind in self.fields.items() if name != BODY},
         )
-        self._validate = self.model.__pydantic_validator__.validate_python
+        self._address = address.__pydantic_validator__
         self._query_lists = self._list_fields(self.fields.get(QUERY))
         self.dump = TypeAdapter(self._returns).serializer.to_json
         self.takes_body = BODY in self.fields
+        self._body = TypeAdapter(self.fields[BODY]).validator if self.takes_body else None
 
     @property
     def returns(self) -> Any:
@@ -101,15 +110,17 @@ class Binder:
         fields = _model(kind).model_fields
         return frozenset(name for name, field in fields.items() if get_origin(field.annotation) in (list, set, tuple))
 
-    def from_http(self, path: dict[str, Any], query_string: bytes, body: bytes) -> dict[str, Any]:
-        raw: dict[str, Any] = {name: path[name] for name in self.path_fields}
+    def from_http(self, path: dict[str, Any], query_string: bytes, body: bytes) -> Input:
+        """Raises `Malformed` for a query string or a body that cannot be read."""
+        address: dict[str, Any] = {name: path[name] for name in self.path_fields}
         if QUERY in self.fields:
-            raw[QUERY] = self._query(query_string)
+            address[QUERY] = self._query(query_string)
         elif query_string:
-            raw.update(self._query(query_string))
-        if self.takes_body:
-            raw[BODY] = parse_json(body)
-        return raw
+            address.update(self._query(query_string))
+        if not self.takes_body:
+            return Input(address)
+        check_json(body)
+        return Input(address, body)
 
     def _query(self, query_string: bytes) -> dict[str, Any]:
         if not query_string:
@@ -126,7 +137,7 @@ class Binder:
                 found[name] = value
         return found
 
-    def from_params(self, params: dict[str, Any]) -> dict[str, Any]:
+    def from_params(self, params: dict[str, Any]) -> Input:
         raw: dict[str, Any] = {part: {} for part in (QUERY, BODY) if part in self.fields}
         for name, value in params.items():
             part = self._owner.get(name, name)
@@ -134,25 +145,39 @@ class Binder:
                 raw[part][name] = value
             else:
                 raw[name] = value
-        return raw
+        body = to_json(raw.pop(BODY)) if self.takes_body else None
+        return Input(to_json(raw) if raw else {}, body)
 
-    def arguments(self, raw: dict[str, Any]) -> dict[str, Any]:
+    def arguments(self, given: Input) -> dict[str, Any]:
         """The function's own arguments; raises `InvalidInput` that names every bad field."""
-        if not self.fields and not raw:
-            return {}
-        try:
-            bound = self._validate(raw)
-        except ValidationError as error:
-            raise InvalidInput(_field_errors(error)) from None
-        arguments: dict[str, Any] = bound.__dict__
+        arguments: dict[str, Any] = {}
+        problems: list[dict[str, str]] = []
+        if self.fields or given.address:
+            try:
+                arguments.update(self._bound_address(given.address).__dict__)
+            except ValidationError as error:
+                problems = _field_errors(error)
+        if self._body is not None:
+            try:
+                arguments[BODY] = self._body.validate_json(given.body or b"", strict=True)
+            except ValidationError as error:
+                problems += _field_errors(error)
+        if problems:
+            raise InvalidInput(problems)
         return arguments
 
+    def _bound_address(self, address: dict[str, Any] | bytes) -> Any:
+        if isinstance(address, bytes):
+            return self._address.validate_json(address, strict=True)
+        return self._address.validate_python(address)
 
-def parse_json(data: bytes) -> Any:
+
+def check_json(data: bytes) -> None:
+    """Raises `Malformed` for what is not JSON. Pydantic's own reader would take NaN."""
     if not data:
         raise Malformed("the body is empty; a JSON object is expected")
     try:
-        return from_json(data, allow_inf_nan=False)
+        from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise Malformed(f"not valid JSON: {str(error)[:120]}") from None
 
@@ -161,7 +186,7 @@ def _field_errors(error: ValidationError) -> list[dict[str, str]]:
     problems = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         loc = [str(part) for part in item["loc"]]
-        if len(loc) > 1 and loc[0] in (QUERY, BODY):
+        if len(loc) > 1 and loc[0] == QUERY:
             loc = loc[1:]
         problems.append({"field": ".".join(loc)[:200], "message": item["msg"], "type": item["type"]})
     return problems[:50]

@@ -113,9 +113,11 @@ class Operations:
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One folder. `conflicts` maps names of database constraints to what the caller is told; `router` holds the routes
-    that only HTTP speaks, below `/api`."""
+    that only HTTP speaks, below `/api`; `unlimited` those of its paths that no rate limit counts and no caller is looked
+    for on, because something else lets in one sender alone."""
 
     name: str
     operations: Operations = field(default_factory=Operations)
     router: APIRouter | None = None
     conflicts: Mapping[str, str] = field(default_factory=dict)
+    unlimited: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ import structlog
 from hw_server.db import Database
 from hw_server.errors import Conflict, DomainError, Forbidden, Timeout, Unauthenticated
 from hw_server.operations.audit import AuditRow, AuditTrail, Call, action_row
-from hw_server.operations.binder import Binder
+from hw_server.operations.binder import Binder, Input
 from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, AfterCommit, Feature, Operation
 
@@ -51,9 +51,7 @@ class Executor:
                     raise ValueError(f"operation {operation.name} is declared twice")
                 self.operations[operation.name] = BoundOperation(operation, Binder(operation, provided), feature)
 
-    async def run(
-        self, bound: BoundOperation, call: Call, raw: Callable[[Binder], Awaitable[dict[str, Any]]]
-    ) -> bytes | None:
+    async def run(self, bound: BoundOperation, call: Call, raw: Callable[[Binder], Awaitable[Input]]) -> bytes | None:
         """The serialized answer, None where there is none. Raises `DomainError`; every other exception is a defect."""
         operation, arguments = bound.operation, None
         try:

@@ -16,11 +16,12 @@ from hw_server.settings import Settings
 
 router = APIRouter(tags=["sessions"])
 
+PATH = "/auth/backchannel-logout"
 EVENT = "http://schemas.openid.net/event/backchannel-logout"
 LONGEST_AGE = 300  # seconds since `iat`
 
 
-@router.post("/auth/backchannel-logout", operation_id="sessions.backchannel_logout", responses=problems(400, 503))
+@router.post(PATH, operation_id="sessions.backchannel_logout", responses=problems(400, 503))
 async def backchannel_logout(
     request: Request,
     settings: Annotated[Settings, provided(Settings)],
@@ -35,13 +36,15 @@ async def backchannel_logout(
     except Unauthenticated as error:
         raise Malformed(f"the logout token is refused: {error.reason}") from None
     sid, sub = _subject(header, claims, settings.oidc.leeway)
-    if not await sessions.first_use(claims["jti"], LONGEST_AGE * 2):
+    if await sessions.used(claims["jti"]):
         raise Malformed("the logout token was used before")
     if sid is not None:
         await sessions.revoke(sid)
     else:
         assert sub is not None
         await sessions.revoke_user(sub)
+    # Only now: after a failure the provider may send the same token again.
+    await sessions.mark_used(claims["jti"], LONGEST_AGE * 2)
     trail.record(action_row(call_of(request), "sessions.backchannel_logout", f"sessions/{sid or sub}", status=200))
     return Response(status_code=200, headers={"Cache-Control": "no-store"})
 

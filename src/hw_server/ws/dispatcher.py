@@ -16,7 +16,7 @@ from hw_server.errors import Conflict, DomainError, InvalidInput, RateLimited
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import SIGNED_IN, AuditTrail, Call, Executor, action_row, authorize
-from hw_server.operations.binder import Binder
+from hw_server.operations.binder import Binder, Input
 from hw_server.ratelimit import RateLimiter, SocketCap
 from hw_server.settings import Settings
 from hw_server.ws.codes import Close, InvalidRequest, MethodNotFound, ParseError, error_object
@@ -130,7 +130,7 @@ class Dispatcher:
         if bound is None:
             raise MethodNotFound(method[:100])
 
-        async def raw(binder: Binder) -> dict[str, Any]:
+        async def raw(binder: Binder) -> Input:
             return binder.from_params(params)
 
         return await self._executor.run(bound, call, raw)
