@@ -25,6 +25,7 @@ BODIES: dict[str, tuple[int, str, bytes]] = {
     "an array": (422, "validation_error", b"[]"),
     "null": (422, "validation_error", b"null"),
     "a wrong type": (422, "validation_error", b'{"name": 7}'),
+    "a date as a number": (422, "validation_error", b'{"name": "x", "born": 0}'),
     "an unknown field": (422, "validation_error", b'{"name": "x", "admin": true}'),
     "a missing field": (422, "validation_error", b'{"bio": "x"}'),
     "NUL": (422, "validation_error", b'{"name": "a\\u0000b"}'),
@@ -47,6 +48,11 @@ async def test_refuses_the_body(alice: httpx.AsyncClient, case: str) -> None:
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
     if code == "validation_error":
         assert answer.json()["errors"]
+
+
+async def test_names_what_is_wrong_in_the_address_and_in_the_body(alice: httpx.AsyncClient) -> None:
+    answer = await alice.put("/api/authors/0", json={"name": "", "born": 0})
+    assert [problem["field"] for problem in answer.json()["errors"]] == ["id", "name", "born"]
 
 
 async def test_refuses_chunks_past_the_limit(alice: httpx.AsyncClient) -> None:

@@ -30,6 +30,7 @@ FRAMES: dict[str, tuple[int, str]] = {
     "an unknown method": (-32601, '{"jsonrpc":"2.0","id":1,"method":"authors.explode"}'),
     "a private method": (-32601, '{"jsonrpc":"2.0","id":1,"method":"__init__"}'),
     "unknown params": (-32602, '{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"evil":1}}'),
+    "a number as text": (-32602, '{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"per_page":"7"}}'),
     "nested parts": (-32602, '{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"query":{"per_page":1}}}'),
     "an id past 64 bits": (
         -32602,

@@ -5,9 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Serve
 
 PROJECT = Path(__file__).parent.parent
 PACKAGE = PROJECT / "src" / "hw_server"
@@ -69,7 +72,7 @@ def test_importing_opens_nothing_and_reads_no_setting() -> None:
     assert told.returncode == 0, told.stderr
 
 
-def test_the_server_works_without_the_example(tmp_path: Path) -> None:
+async def test_the_server_works_without_the_example(tmp_path: Path, serve: Serve, token: Callable[[str], str]) -> None:
     shutil.copytree(PROJECT / "src", tmp_path / "src")
     shutil.rmtree(tmp_path / "src/hw_server/authors")
     features = tmp_path / "src/hw_server/features.py"
@@ -79,12 +82,10 @@ def test_the_server_works_without_the_example(tmp_path: Path) -> None:
         .replace("audit, authors, sessions", "audit, sessions")
     )
     features.write_text(kept)
-    script = (
-        "from hw_server.app import create_app; from hw_server.settings import load\n"
-        "print(sorted(create_app(load({})).api.openapi()['paths']))"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    told = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
-    assert "/api/me" in told.stdout
-    assert "authors" not in told.stdout
+    with serve(PYTHONPATH=str(tmp_path / "src")) as running:
+        async with running.client(token("alice")) as client, running.socket(token("alice")) as socket:
+            assert (await client.get("/health")).json()["status"] == "ok"
+            assert (await client.get("/api/me")).json()["username"] == "alice"
+            assert (await client.get("/api/authors")).status_code == 404
+            assert (await socket.call("authors.list"))["error"]["code"] == -32601
+            assert (await socket.call("me.get"))["result"]["username"] == "alice"
