@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hw_server.http.problems import STATUS
+from hw_server.ws.codes import Close
 from tests.conftest import PROJECT, Running
 
 PROMETHEUS = PROJECT / "docker" / "prometheus"
@@ -68,6 +70,11 @@ async def test_alerts_use_series_that_are_exported(server: Running, token: Calla
     used = {name for line in EXPRESSIONS for name in re.findall(r"\b([a-z]\w+_\w+|up)\b(?=[{\[ )])", line)}
     used -= {"histogram_quantile"}
     assert used - FROM_ELSEWHERE <= exported
+
+
+def test_rejections_are_outcomes_that_exist() -> None:
+    [outcomes] = re.findall(r'ws_connections_total\{outcome=~"([^"]+)"\}', ALERTS)
+    assert set(outcomes.split("|")) <= STATUS.keys() | {code.name.lower() for code in Close}
 
 
 def test_every_alert_has_its_runbook() -> None:
