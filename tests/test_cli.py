@@ -120,6 +120,9 @@ def test_audit_and_sessions(shell: Shell) -> None:
     session = shell.run("sessions", "list", "alice").stdout.split()[0]
     assert shell.run("sessions", "end", session).stdout == "ended\n"
     assert session not in shell.run("sessions", "list", "alice").stdout
+    shell.run("token", "bob")
+    assert shell.run("sessions", "end-user", "alice").stdout == "ended all sessions of alice\n"
+    assert shell.run("sessions", "list").stdout == ""
     assert shell.run("audit", "list", "--outcome", "odd").returncode == 2
 
 

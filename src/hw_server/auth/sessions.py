@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import structlog
@@ -223,6 +223,15 @@ class SessionStore:
 
         return [session for session in await self._redis.run("sessions", read) if session is not None]
 
+    async def everybody(self) -> AsyncIterator[Session]:
+        """All sessions, by looking through the whole database: for operators, not for requests."""
+        start = self._keys.session("")
+        keys = await self._redis.run("sessions", lambda client: _all(client.scan_iter(f"{start}*", count=500)))
+        for key in keys:
+            session = await self.get(key.decode().removeprefix(start))
+            if session is not None:
+                yield session
+
     async def get(self, session_id: str) -> Session | None:
         fields = await self._redis.run("sessions", lambda client: client.hgetall(self._keys.session(session_id)))
         return _session(session_id, fields)
@@ -257,6 +266,10 @@ class SessionStore:
     async def mark_used(self, jti: str, seconds: int) -> None:
         key = self._keys.logout_token(jti)
         await self._redis.run("sessions", lambda client: client.set(key, 1, ex=seconds))
+
+
+async def _all(keys: AsyncIterator[bytes]) -> list[bytes]:
+    return [key async for key in keys]
 
 
 def _session(session_id: str, fields: dict[bytes, bytes]) -> Session | None:

@@ -10,18 +10,20 @@ import typer
 from hw_server.cli.serve import settings_or_exit
 
 if TYPE_CHECKING:
-    from hw_server.auth.sessions import SessionStore
+    from hw_server.auth.sessions import Session, SessionStore
 
 T = TypeVar("T")
 app = typer.Typer(help="List and end sessions.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_sessions(user: Annotated[str, typer.Argument(help="The user's `sub`.")]) -> None:
-    """List a user's sessions, newest first."""
-    for session in _with_store(lambda store: store.of_user(user)):
+def list_sessions(
+    user: Annotated[str | None, typer.Argument(help="A user's name or `sub`; default: everybody.")] = None,
+) -> None:
+    """List sessions, the last seen first: id, name, `sub`, address, last seen."""
+    for session in sorted(_with_store(lambda store: _of(store, user)), key=lambda found: -found.last_seen_at):
         seen = datetime.fromtimestamp(session.last_seen_at).astimezone().isoformat(timespec="seconds")
-        typer.echo(f"{session.id}  {session.username}  {session.client_ip or '-'}  last seen {seen}")
+        typer.echo(f"{session.id}  {session.username}  {session.sub}  {session.client_ip or '-'}  last seen {seen}")
 
 
 @app.command()
@@ -32,10 +34,22 @@ def end(session_id: Annotated[str, typer.Argument(help="The session's id.")]) ->
 
 
 @app.command("end-user")
-def end_user(user: Annotated[str, typer.Argument(help="The user's `sub`.")]) -> None:
+def end_user(user: Annotated[str, typer.Argument(help="The user's name or `sub`.")]) -> None:
     """End all sessions of a user."""
-    _with_store(lambda store: store.revoke_user(user))
-    typer.echo("ended")
+
+    async def end(store: "SessionStore") -> set[str]:
+        # Nobody of that name may have a session; then it is a `sub`, whose tokens are refused all the same.
+        subs = {session.sub for session in await _of(store, user)} or {user}
+        for sub in subs:
+            await store.revoke_user(sub)
+        return subs
+
+    for sub in sorted(_with_store(end)):
+        typer.echo(f"ended all sessions of {sub}")
+
+
+async def _of(store: "SessionStore", user: str | None) -> "list[Session]":
+    return [session async for session in store.everybody() if user in (None, session.sub, session.username)]
 
 
 def _with_store(work: "Callable[[SessionStore], Awaitable[T]]") -> T:
