@@ -136,6 +136,37 @@ async def test_a_client_that_does_not_read_is_closed(serve: Serve, token: Token)
         assert 'outcome="slow_consumer"' in await metrics(running)
 
 
+async def test_pings_of_a_client_that_does_not_read_are_bounded(serve: Serve, token: Token) -> None:
+    with serve(HW_WS__SEND_BUFFER_BYTES="65536") as running:
+        async with running.socket(token("alice"), max_queue=1) as socket:
+            socket.raw.transport.pause_reading()
+            for _ in range(400):
+                socket.raw.transport.write((b"\x89\xfd\0\0\0\0" + bytes(125)) * 500)
+                await asyncio.sleep(0)
+            await until(lambda: counted(running, "slow_consumer"))
+
+
+async def counted(running: Running, outcome: str) -> bool:
+    return f'ws_connections_total{{outcome="{outcome}"}} 1.0' in await metrics(running)
+
+
+BROKEN: dict[str, bytes] = {
+    "an endless ping": b"\x89\xff" + (2**40).to_bytes(8, "big") + bytes(4),
+    "a reserved bit": b"\xc1\xff" + (2**40).to_bytes(8, "big") + bytes(4),
+    "a reserved opcode": b"\x83\x80" + bytes(4),
+    "no mask": b"\x81\x01x" + bytes(9),
+    "a continuation of nothing": b"\x80\x80" + bytes(4),
+    "a ping in pieces": b"\x09\x80" + bytes(4),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+async def test_a_broken_frame_closes(server: Running, token: Token, case: str) -> None:
+    async with server.socket(token("alice")) as socket:
+        socket.raw.transport.write(BROKEN[case] + bytes(1_000_000))
+        assert (await socket.closed())[0] in (1002, 1009)
+
+
 @pytest.mark.parametrize(("origin", "status"), [("https://evil.org", 403), ("null", 403)])
 async def test_refuses_a_foreign_origin(server: Running, token: Token, origin: str, status: int) -> None:
     headers = {"Authorization": f"Bearer {token('alice')}", "Origin": origin}

@@ -75,6 +75,12 @@ class Connection:
             return
         self._begin(data)
 
+    def on_control(self) -> None:
+        """A client that sends pings and does not read the pongs would fill the memory."""
+        if self._protocol.open and self._protocol.unsent > self._dispatcher.send_buffer_bytes:
+            self.outcome = Close.SLOW_CONSUMER.name.lower()
+            self._protocol.cut()
+
     def _begin(self, data: bytes) -> None:
         if self._in_flight is None:
             self._in_flight = set()

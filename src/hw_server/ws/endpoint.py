@@ -39,7 +39,7 @@ class Endpoint:
         call = Call("ws", request_id_of(scope), client_address(scope, self._trusted), started)
         agent = header(scope, b"user-agent")
         connection = Connection(self._dispatcher, scope[PROTOCOL], call.client_ip, agent)
-        scope[PROTOCOL].deliver_to(connection.on_message)
+        scope[PROTOCOL].deliver_to(connection.on_message, connection.on_control)
         try:
             await self._admit(scope, call, connection)
         except DomainError as refusal:

@@ -9,6 +9,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import apply_mask  # type: ignore[attr-defined]
 
 TEXT, CONTROL, MASKED = 0x81, 0x88, 0x80  # a final text frame, the first control frame, the bit of a client's mask
+CONTROL_SIZE = 125  # bytes; what calls itself a control frame and is longer is for the library to refuse
 PROTOCOL = "hw.protocol"  # the scope's key of the connection's protocol object
 
 
@@ -24,6 +25,7 @@ def text_frame(payload: bytes) -> bytes:
 
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     on_message: Callable[[bytes, bool], None] | None = None
+    on_control: Callable[[], None] = staticmethod(lambda: None)
     _partial = b""  # the beginning of a frame
     _foreign = False  # whether the library reads all frames: a fragmented message, or one it must refuse
 
@@ -33,6 +35,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self._foreign = self._foreign or (self.handshake_initiated and not self.handshake_complete)
         if self.on_message is None or self._foreign:
             super().data_received(data)
+            self.on_control()
             return
         if self._partial:
             data, self._partial = self._partial + data, b""
@@ -46,15 +49,17 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
                     break
                 size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
             following = start + 4 + size
-            control = kind >= CONTROL and data[position + 1] >= MASKED
+            control = kind >= CONTROL and data[position + 1] >= MASKED and size <= CONTROL_SIZE
             if not control and (kind != TEXT or data[position + 1] < MASKED or size > self.config.ws_max_size):
                 self._foreign = True
                 super().data_received(data[position:])
+                self.on_control()
                 return
             if following > end:
                 break
             if control:
                 super().data_received(data[position:following])
+                self.on_control()
             elif not self.close_sent:
                 self.on_message(apply_mask(data[start + 4 : following], data[start : start + 4]), True)
             position = following
@@ -74,9 +79,10 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.close_sent:
             self.on_message(bytes(data), self.curr_msg_data_type == "text")
 
-    def deliver_to(self, on_message: Callable[[bytes, bool], None]) -> None:
-        """From now on messages go to `on_message(data, is_text)`; call before the handshake is answered."""
-        self.on_message = on_message
+    def deliver_to(self, on_message: Callable[[bytes, bool], None], on_control: Callable[[], None]) -> None:
+        """From now on messages go to `on_message(data, is_text)`, and after anything that the library may have answered by
+        itself `on_control()` is called; call before the handshake is answered."""
+        self.on_message, self.on_control = on_message, on_control
 
     @property
     def open(self) -> bool:
@@ -99,6 +105,10 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.read_paused and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()
+
+    def cut(self) -> None:
+        """Ends the connection now, without what is still unsent."""
+        self.transport.abort()
 
     def refused(self) -> None:
         """The handshake was answered with an HTTP error; without this uvicorn logs an incomplete one."""
