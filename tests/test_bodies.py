@@ -1,6 +1,7 @@
 """What clients may send over HTTP: bad input gets a clear problem, never a 500."""
 
 import asyncio
+import contextlib
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -200,7 +201,18 @@ def test_waits_for_a_head_only_so_long(serve: Serve, sent: bytes) -> None:
             raw.sendall(sent)
             while raw.recv(4096):
                 continue
-        assert "http_late_heads_total 1.0" in httpx.get(f"{running.url}/metrics").text
+        assert 'http_refused_heads_total{reason="late"} 1.0' in httpx.get(f"{running.url}/metrics").text
+
+
+def test_takes_no_head_without_end(serve: Serve) -> None:
+    with serve() as running:
+        with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1])), timeout=10) as raw:
+            raw.sendall(b"GET /health HTTP/1.1\r\n")
+            with contextlib.suppress(ConnectionError):
+                for _ in range(1000):
+                    raw.sendall(b"X-Filler: " + b"x" * 8000 + b"\r\n")
+                raise AssertionError("eight megabytes were taken")
+        assert 'http_refused_heads_total{reason="too_large"} 1.0' in httpx.get(f"{running.url}/metrics").text
 
 
 @pytest.fixture(scope="module")

@@ -48,9 +48,7 @@ class Server(uvicorn.Server):
                 application.asgi,
                 loop="uvloop",
                 http=partial(  # type: ignore[arg-type]
-                    BoundedHttpProtocol,
-                    head_timeout=settings.http.head_timeout,
-                    late=application.metrics.http_late_heads,
+                    BoundedHttpProtocol, settings=settings.http, metrics=application.metrics
                 ),
                 ws=DirectWebSocketProtocol,
                 ws_max_size=settings.ws.max_frame_bytes,

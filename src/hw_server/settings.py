@@ -68,6 +68,7 @@ class Http(Group):
     )
     cors_origins: Names = Field((), description="Browser origins allowed to call the API, comma separated.")
     head_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the head of a request, seconds.")
+    max_head_bytes: int = Field(65_536, ge=1024, description="Largest head of a request that comes in pieces, bytes.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, bytes.")
     request_timeout: float = Field(10.0, gt=0, le=300, description="Longest time for one operation, seconds.")
     drain_delay: float = Field(
