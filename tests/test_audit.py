@@ -6,12 +6,15 @@ import os
 import socket
 import uuid
 from collections.abc import Callable
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import asyncpg
 import httpx
 import pytest
 
+from hw_server.audit.partitions import maintain
+from hw_server.embedded import Stack
 from tests.conftest import Running, Serve, until
 
 Token = Callable[[str], str]
@@ -170,11 +173,19 @@ async def test_only_auditors_read(alice: httpx.AsyncClient) -> None:
         assert (await alice.get(path)).status_code == 403
 
 
+async def test_partitions_wait_for_nobody(stack: Stack, database: asyncpg.Connection) -> None:
+    other = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
+    coming = "INSERT INTO user_actions (occurred_at, roles, action, outcome, source, request_id) VALUES ($1, '{}', '', $2, $3, '')"
+    async with other.transaction():
+        await other.execute(coming, datetime(2031, 6, 1, tzinfo=UTC), "success", "http")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            async with database.transaction():
+                await maintain(database, 12, date(2031, 5, 20))  # type: ignore[arg-type]
+        await other.execute("DELETE FROM user_actions WHERE occurred_at > '2031-01-01'")
+    await other.close()
+
+
 async def test_partitions_come_and_go(database: object) -> None:
-    from datetime import date
-
-    from hw_server.audit.partitions import maintain
-
     transaction = database.transaction()  # type: ignore[attr-defined]
     await transaction.start()
     await maintain(database, 12, date(2031, 5, 20))  # type: ignore[arg-type]

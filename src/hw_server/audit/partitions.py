@@ -41,6 +41,8 @@ class Partitions:
 
 async def maintain(connection: Connection, retention_months: int, today: date) -> None:
     """Makes this month's partition and the next two, drops those wholly older than the retention."""
+    # Waiting for the table's lock stops everybody who comes after: then rather later.
+    await connection.execute("SET LOCAL lock_timeout = '1s'")
     await connection.execute("SELECT pg_advisory_xact_lock($1)", ADVISORY_LOCK)
     there = {
         row["name"]

@@ -237,6 +237,8 @@ def domain_error(error: BaseException) -> DomainError | None:
             return Timeout("the database took too long")
         case asyncpg.DeadlockDetectedError() | asyncpg.SerializationError():
             return Conflict("another request changed the same data; try again")
+        case asyncpg.LockNotAvailableError():
+            return Unavailable("what the request needs is locked; try again")
         case TimeoutError():
             return Unavailable("the database did not answer in time")
         case _ if isinstance(error, UNREACHABLE):
