@@ -24,9 +24,10 @@ RPC_CODE: dict[str, int] = {
 
 
 class Close(IntEnum):
-    """Close codes; the reason sent with each is its name in lower case."""
+    """Close codes; the reason sent with each is its name in lower case, with 1002 and 1009 the library's own words."""
 
     GOING_AWAY = 1001  # the server drains; connect again
+    PROTOCOL_ERROR = 1002
     BINARY_FRAME = 1003
     MESSAGE_TOO_BIG = 1009
     UNAUTHENTICATED = 4401  # no sign-in in time, or a bad token

@@ -77,7 +77,9 @@ class Connection:
 
     def on_control(self) -> None:
         """A client that sends pings and does not read the pongs would fill the memory."""
-        if self._protocol.open and self._protocol.unsent > self._dispatcher.send_buffer_bytes:
+        if (too_big := self._protocol.too_big) is not None:
+            self.outcome = (Close.MESSAGE_TOO_BIG if too_big else Close.PROTOCOL_ERROR).name.lower()
+        elif self._protocol.open and self._protocol.unsent > self._dispatcher.send_buffer_bytes:
             self.outcome = Close.SLOW_CONSUMER.name.lower()
             self._protocol.cut()
 

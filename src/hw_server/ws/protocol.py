@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import PayloadTooBig
 from websockets.frames import apply_mask  # type: ignore[attr-defined]
 
 TEXT, CONTROL, MASKED = 0x81, 0x88, 0x80  # a final text frame, the first control frame, the bit of a client's mask
@@ -105,6 +106,12 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.read_paused and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()
+
+    @property
+    def too_big(self) -> bool | None:
+        """Why the library ended the connection: over the size of a message, or else over the protocol; None while it has not."""
+        failure = self.conn.parser_exc
+        return None if failure is None else isinstance(failure, PayloadTooBig)
 
     def cut(self) -> None:
         """Ends the connection now, without what is still unsent."""
