@@ -211,6 +211,19 @@ async def test_both_documents_list_every_operation(server: Running, dave: httpx.
     assert create["security"] == [{"sign-in": []}]
 
 
+async def test_the_document_describes_problems_as_they_are(dave: httpx.AsyncClient) -> None:
+    document = (await dave.get("/openapi.json")).json()
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for path, methods in document["paths"].items():
+        for method in methods.values() if path.startswith("/api") else ():
+            errors = {status: answer for status, answer in method["responses"].items() if status >= "400"}
+            assert errors
+            assert all(answer["content"] == problem and answer["description"] for answer in errors.values())
+    answer = (await dave.get("/api/authors", params={"per_page": 0})).json()
+    assert set(answer) <= document["components"]["schemas"]["Problem"]["properties"].keys()
+    assert set(answer["errors"][0]) == document["components"]["schemas"]["FieldProblem"]["properties"].keys()
+
+
 async def test_the_api_page_needs_nobody_else(server: Running, dave: httpx.AsyncClient) -> None:
     page = (await dave.get("/docs")).text
     assert not [url for url in re.findall(r"""(?:src|href)=["']([^"']+)""", page) if "//" in url]

@@ -9,6 +9,7 @@ from fastapi.security import OpenIdConnect
 from starlette.staticfiles import StaticFiles
 
 from hw_server.auth.jwks import SigningKeys
+from hw_server.http.problems import schemas
 from hw_server.settings import Oidc
 
 REDIRECT = "/docs/oauth2-redirect"
@@ -25,6 +26,15 @@ def sign_in_scheme() -> OpenIdConnect:
 
 
 def add_documents(app: FastAPI, settings: Oidc, keys: SigningKeys) -> None:
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            described()["components"]["schemas"].update(schemas())
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
     policy = (
         "default-src 'none'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "

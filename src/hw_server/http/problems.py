@@ -37,6 +37,7 @@ STATUS: dict[str, int] = {
     "timeout": 504,
 }
 MEDIA_TYPE = "application/problem+json"
+REF = "#/components/schemas/{model}"
 
 
 class FieldProblem(BaseModel):
@@ -134,5 +135,12 @@ def response_of(error: DomainError, request_id: str) -> Response:
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses for these problems."""
-    return {status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in sorted(statuses)}
+    """OpenAPI responses for these problems. A `model` would stand under `application/json`."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model=Problem.__name__)}}}
+    return {status: {"content": content} for status in sorted(statuses)}
+
+
+def schemas() -> dict[str, Any]:
+    """What `problems` refers to, for the components of the OpenAPI document."""
+    schema = Problem.model_json_schema(ref_template=REF)
+    return {**schema.pop("$defs"), Problem.__name__: schema}

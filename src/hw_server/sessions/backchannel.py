@@ -21,7 +21,7 @@ EVENT = "http://schemas.openid.net/event/backchannel-logout"
 LONGEST_AGE = 300  # seconds since `iat`
 
 
-@router.post(PATH, operation_id="sessions.backchannel_logout", responses=problems(400, 503))
+@router.post(PATH, operation_id="sessions.backchannel_logout", responses=problems(400, 413, 422, 500, 503))
 async def backchannel_logout(
     request: Request,
     settings: Annotated[Settings, provided(Settings)],
