@@ -5,6 +5,7 @@ holds the value (Docker secrets). `hw config show` prints all of them, `hw confi
 """
 
 import os
+import re
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 
 PREFIX = "HW_"
 DELIMITER = "__"
+HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 DEVELOPMENT_SECRETS = frozenset({"postgres", "hw", "hw-dev", "admin", "password", "secret", "changeme", "keycloak"})
 
 
@@ -276,6 +278,9 @@ def _conflicts(settings: Settings) -> list[str]:
             parts = urlsplit(origin)
             if parts.scheme not in ("http", "https") or not parts.netloc or parts.path:
                 problems.append(f"{name}: {origin!r} is not an origin such as https://app.example.org")
+    for host in settings.http.allowed_hosts:
+        if not HOST.fullmatch(host):
+            problems.append(f"http.allowed_hosts: {host!r} is neither a host name nor *.example.org; empty answers any")
     if settings.environment is Environment.PRODUCTION and not problems:
         problems += _production(settings)
     return problems
