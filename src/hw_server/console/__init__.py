@@ -3,7 +3,7 @@
 from fastapi import FastAPI, Request, Response
 from starlette.staticfiles import StaticFiles
 
-from hw_server.http.docs import origin
+from hw_server.http.addresses import origin
 from hw_server.settings import Settings
 
 

@@ -48,6 +48,12 @@ def _within(address: str, networks: Networks) -> bool:
     return any(parsed.version == network.version and parsed in network for network in networks)
 
 
+def origin(address: str) -> str:
+    """`https://api.example.org` of any address there, as a browser sends it."""
+    scheme, _, rest = address.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"
+
+
 class Hosts:
     """The names this server answers for, `*.example.org` for all below one; none given means any name."""
 

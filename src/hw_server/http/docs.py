@@ -9,6 +9,7 @@ from fastapi.security import OpenIdConnect
 from starlette.staticfiles import StaticFiles
 
 from hw_server.auth.jwks import SigningKeys
+from hw_server.http.addresses import origin
 from hw_server.http.problems import schemas
 from hw_server.settings import Oidc
 
@@ -76,8 +77,3 @@ def add_documents(app: FastAPI, settings: Oidc, keys: SigningKeys) -> None:
     @app.get(REDIRECT, include_in_schema=False)
     async def redirect() -> HTMLResponse:
         return HTMLResponse(get_swagger_ui_oauth2_redirect_html().body, headers=headers)
-
-
-def origin(address: str) -> str:
-    scheme, _, rest = address.partition("://")
-    return f"{scheme}://{rest.partition('/')[0]}"

@@ -5,7 +5,7 @@ import time
 from starlette.types import Message, Receive, Scope, Send
 
 from hw_server.errors import DomainError, NotFound, OriginNotAllowed, Unauthenticated, Unavailable
-from hw_server.http.addresses import Hosts, client_address, header
+from hw_server.http.addresses import Hosts, client_address, header, origin
 from hw_server.http.middleware import DEFAULT_HEADERS, request_id_of
 from hw_server.http.problems import response_of
 from hw_server.observability.logging import RequestLog
@@ -30,8 +30,8 @@ class Endpoint:
         self._requests_log = requests_log
         self._trusted = settings.http.trusted_proxies
         self._hosts = Hosts(settings.http.allowed_hosts)
-        own = (settings.http.public_url,)
-        self._origins = frozenset((*settings.ws.allowed_origins, *settings.http.cors_origins, *own))
+        own = origin(settings.http.public_url)
+        self._origins = frozenset((*settings.ws.allowed_origins, *settings.http.cors_origins, own))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -62,8 +62,8 @@ class Endpoint:
         if self._hub.full:
             raise Unavailable("this process holds as many sockets as it may")
         # A browser always sends its origin; other programs are not bound by it.
-        origin = header(scope, b"origin")
-        if origin is not None and origin.decode("latin-1") not in self._origins:
+        page = header(scope, b"origin")
+        if page is not None and page.decode("latin-1") not in self._origins:
             raise OriginNotAllowed
         credentials = header(scope, b"authorization")
         if credentials is None:
