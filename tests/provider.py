@@ -23,7 +23,7 @@ class Provider:
     def __init__(self, port: int = 0) -> None:
         self.keys = {"rsa": rsa.generate_private_key(65537, 2048), "ec": ec.generate_private_key(ec.SECP256R1())}
         self.published = ["rsa", "ec"]
-        self.fetches = self.grants = 0
+        self.fetches = self.grants = self.descriptions = 0
         self.denial: dict[str, str] = {}
         self.lifetime = 300  # of the tokens granted, seconds
         provider = self
@@ -75,6 +75,7 @@ class Provider:
 
     def answer(self, path: str, host: str) -> dict[str, Any]:
         if path.endswith("/.well-known/openid-configuration"):
+            self.descriptions += 1
             # Like Keycloak in containers: what servers ask is named at the address that was asked.
             asked = f"http://{host}/realms/test"
             return {

@@ -116,6 +116,13 @@ def test_names_the_provider_as_browsers_reach_it(serve: Serve, own: Provider) ->
     assert f"http://127.0.0.1:{own.port};" in policy
 
 
+def test_visitors_cost_the_provider_nothing(trusting: Running, own: Provider) -> None:
+    before = own.descriptions
+    for _ in range(50):
+        assert httpx.get(f"{trusting.url}/docs/openid-configuration").status_code == 200
+    assert own.descriptions - before < 10  # the health check's
+
+
 def test_a_foreign_answer_is_refused(url: str, browser: Browser) -> None:
     page = browser.new_page()
     page.goto(url)

@@ -26,7 +26,7 @@ class SigningKeys:
         self._keys: dict[str, PyJWK] = {}
         self._lock = asyncio.Lock()
         self._next_fetch = 0.0
-        self.reachable: bool | None = None
+        self.described: dict[str, Any] | None = None  # as of the last fetch; the health check fetches it all the time
         self._http = httpx.AsyncClient(timeout=settings.timeout, follow_redirects=False)
 
     async def close(self) -> None:
@@ -44,7 +44,8 @@ class SigningKeys:
 
     async def configuration(self) -> dict[str, Any]:
         """The provider's own description, fetched now; `Unavailable` where it does not answer."""
-        return await self._get(f"{self._base}/.well-known/openid-configuration")
+        self.described = await self._get(f"{self._base}/.well-known/openid-configuration")
+        return self.described
 
     async def _fetch_unless_known(self, kid: str) -> None:
         async with self._lock:
@@ -85,9 +86,7 @@ class SigningKeys:
             response.raise_for_status()
             document = response.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            self.reachable = False
             raise Unavailable(f"the identity provider did not answer: {type(error).__name__}") from error
-        self.reachable = True
         if not isinstance(document, dict):
             raise Unavailable("the identity provider's answer is not an object")
         return document

@@ -65,7 +65,7 @@ def add_documents(app: FastAPI, settings: Oidc, keys: SigningKeys) -> None:
     @app.get(DISCOVERY, include_in_schema=False)
     async def discovery() -> dict[str, Any]:
         """The provider's description, cut down to the one way in that the pages offer, and to the way out."""
-        found = await keys.configuration()
+        found = keys.described or await keys.configuration()
         kept = {name: found[name] for name in ("issuer", "authorization_endpoint", "token_endpoint")}
         kept |= {name: found[name] for name in ("end_session_endpoint",) if name in found}
         if settings.internal_url:
