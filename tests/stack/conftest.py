@@ -155,8 +155,9 @@ def images() -> Iterator[None]:
         engine.unlink()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def started(images: None) -> Iterator[None]:
+    """The stack for one file of tests: the next may start another one in its place."""
     compose(V1, "down", "-v", "--remove-orphans", check=False)
     compose(V1, "up", "-d", "--no-build")
     wait_until_routed()
