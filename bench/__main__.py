@@ -232,7 +232,7 @@ class Bench:
 
     def measure_audit(self) -> None:
         say("the same GET while audit rows cannot be written and PostgreSQL is slow")
-        with self.ours(HW_AUDIT__QUEUE_SIZE="500") as ours:
+        with self.ours(HW_AUDIT__QUEUE_SIZE="50") as ours:
             p99, full = asyncio.run(self._slow(ours.pid))
         self.report.value(
             "p99 of the GET, audit queue full, PostgreSQL slow", "-", f"{p99 * 1000:.0f} ms ({full:.0f} rows dropped)", "-",
