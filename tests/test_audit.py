@@ -100,6 +100,15 @@ async def test_filters(alice: httpx.AsyncClient, dave: httpx.AsyncClient) -> Non
     assert len(await rows(dave, resource=resource, since=moment)) == 1
 
 
+async def test_a_resource_is_found_with_all_below_it(dave: httpx.AsyncClient, database: asyncpg.Connection) -> None:
+    top = uuid.uuid4().hex
+    below = [f"{top}/1", f"{top}/1/a", f"{top}/\N{LATIN SMALL LETTER E WITH ACUTE}"]
+    query = "INSERT INTO user_actions (roles, action, resource, outcome, source, request_id) VALUES ('{}', 'x', $1, 'success', 'http', '')"
+    await database.executemany(query, [(name,) for name in (top, *below, f"{top}0", f"{top}.", f"{top}x", top[:-1])])
+    assert {row["resource"] for row in await rows(dave, resource=top)} == {top, *below}
+    assert {row["resource"] for row in await rows(dave, resource=f"{top}/1")} == set(below[:2])
+
+
 @pytest.mark.parametrize(
     "bad", [{"since": "yesterday"}, {"since": "2026-01-01T00:00:00"}, {"outcome": "x"}, {"user": "\0"}]
 )
