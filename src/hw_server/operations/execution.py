@@ -54,13 +54,15 @@ class Executor:
     async def run(self, bound: BoundOperation, call: Call, raw: Callable[[Binder], Awaitable[Input]]) -> bytes | None:
         """The serialized answer, None where there is none. Raises `DomainError`; every other exception is a defect."""
         operation, arguments = bound.operation, None
+        after = AfterCommit()
         try:
             authorize(operation.role, call)
             with self._deadlines.one():
                 arguments = bound.binder.arguments(await raw(bound.binder))
                 if bound.binder.writes:
-                    return await self._write(bound, call, arguments)
-                answer = await self._read(bound, call, arguments)
+                    answer = await self._write(bound, call, arguments, after)
+                else:
+                    answer, value = await self._read(bound, call, arguments)
         except TimeoutError:
             late = Timeout()
             self._refused(bound, call, arguments, late)
@@ -72,9 +74,12 @@ class Executor:
         except Exception as defect:
             self._refused(bound, call, arguments, DomainError(type(defect).__name__))
             raise
-        if self._record_reads:
-            self._audit.record(self._row(operation, call, arguments, answer[1]))
-        return answer[0]
+        if bound.binder.writes:
+            # Committed: no deadline makes a failure of it any more.
+            await self._publish(operation, after)
+        elif self._record_reads:
+            self._audit.record(self._row(operation, call, arguments, value))
+        return answer
 
     async def _read(self, bound: BoundOperation, call: Call, arguments: dict[str, Any]) -> tuple[bytes | None, Any]:
         binder = bound.binder
@@ -88,13 +93,14 @@ class Executor:
                 value = await bound.operation.handler(**values, **{binder.given.connection: connection})
         return (None if value is None else binder.dump(value)), value
 
-    async def _write(self, bound: BoundOperation, call: Call, arguments: dict[str, Any]) -> bytes | None:
+    async def _write(
+        self, bound: BoundOperation, call: Call, arguments: dict[str, Any], after: AfterCommit
+    ) -> bytes | None:
         """The change and its audit row commit together, before the answer is sent."""
         binder, operation = bound.binder, bound.operation
         values = {**arguments, **binder.given.provided}
         if binder.given.caller:
             values[binder.given.caller] = call.caller
-        after = AfterCommit()
         if binder.given.after_commit:
             values[binder.given.after_commit] = after
         assert binder.given.connection is not None
@@ -102,12 +108,15 @@ class Executor:
             value = await operation.handler(**values, **{binder.given.connection: connection})
             answer = None if value is None else binder.dump(value)
             await self._audit.insert(connection, self._row(operation, call, arguments, value))
+        return answer
+
+    @staticmethod
+    async def _publish(operation: Operation, after: AfterCommit) -> None:
         for publish in after:
             try:
                 await publish()
-            except DomainError as error:
-                log.warning("after_commit_failed", operation=operation.name, error=error.code)
-        return answer
+            except Exception as error:
+                log.warning("after_commit_failed", operation=operation.name, error=repr(error)[:200])
 
     def _refused(self, bound: BoundOperation, call: Call, arguments: dict[str, Any] | None, error: DomainError) -> None:
         denied = isinstance(error, Unauthenticated | Forbidden)
