@@ -6,6 +6,7 @@ import html
 import json
 import re
 import secrets
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import jwt
 import pytest
+import websockets
 
 from tests.conftest import PROJECT, until
 from tests.stack.conftest import ENVIRONMENT, NEEDS_LOKI, V2, blocks, containers, loki, operate, run
@@ -190,6 +192,19 @@ def test_a_user_signs_in_and_is_known(production: Path) -> None:
         assert (me.status_code, me.json()["username"]) == (200, "erin")
         assert me.headers["strict-transport-security"]
         assert client.get("/api/me").status_code == 401
+
+
+async def test_a_browser_opens_the_socket_over_tls(production: Path) -> None:
+    with outside("keycloak") as keycloak:
+        make_user(keycloak, "gina", "ginas-own-password")
+        token = sign_in_by_code(keycloak, "gina", "ginas-own-password")
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    page: dict[str, Any] = {"ssl": unverified, "origin": "https://api.example.org", "proxy": None}
+    async with websockets.connect("wss://api.example.org/web", host="127.0.0.1", port=443, **page) as socket:
+        call = {"jsonrpc": "2.0", "id": 1, "method": "session.authenticate", "params": {"token": token}}
+        await socket.send(json.dumps(call))
+        assert json.loads(await socket.recv())["result"]["username"] == "gina"
 
 
 def administer(keycloak: httpx.Client, path: str, body: dict[str, Any]) -> None:
