@@ -189,6 +189,13 @@ def server(serve: Serve) -> Iterator[Running]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def local(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """On the port whose pages the provider lets in: for browsers."""
+    with run_server(stack.environment(), tmp_path_factory.mktemp("log")) as running:
+        yield running
+
+
 @pytest.fixture(scope="session")
 def token(stack: Stack) -> Callable[[str], str]:
     """A real access token of a development user; cached."""

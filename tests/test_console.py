@@ -8,17 +8,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from hw_server.embedded import Stack
 from tests.browser import ask, open_console
-from tests.conftest import Running, Serve, free_port, run_server
+from tests.conftest import Running, Serve, free_port
 from tests.provider import Provider
-
-
-@pytest.fixture(scope="module")
-def local(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """On the port whose pages the provider lets in."""
-    with run_server(stack.environment(), tmp_path_factory.mktemp("log")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
