@@ -54,6 +54,10 @@ async def test_refuses_the_body(alice: httpx.AsyncClient, case: str) -> None:
 async def test_names_what_is_wrong_in_the_address_and_in_the_body(alice: httpx.AsyncClient) -> None:
     answer = await alice.put("/api/authors/0", json={"name": "", "born": 0})
     assert [problem["field"] for problem in answer.json()["errors"]] == ["id", "name", "born"]
+    whole = await alice.put("/api/authors/1", json=[])
+    assert [problem["field"] for problem in whole.json()["errors"]] == ["body"]
+    both = await alice.get("/api/authors", params={"page": 1, "cursor": "x"})
+    assert [problem["field"] for problem in both.json()["errors"]] == ["query"]
 
 
 async def test_refuses_chunks_past_the_limit(alice: httpx.AsyncClient) -> None:

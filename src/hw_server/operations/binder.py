@@ -156,12 +156,12 @@ class Binder:
             try:
                 arguments.update(self._bound_address(given.address).__dict__)
             except ValidationError as error:
-                problems = _field_errors(error)
+                problems = _field_errors(error, QUERY)
         if self._body is not None:
             try:
                 arguments[BODY] = self._body.validate_json(given.body or b"", strict=True)
             except ValidationError as error:
-                problems += _field_errors(error)
+                problems += _field_errors(error, BODY)
         if problems:
             raise InvalidInput(problems)
         return arguments
@@ -182,13 +182,14 @@ def check_json(data: bytes) -> None:
         raise Malformed(f"not valid JSON: {str(error)[:120]}") from None
 
 
-def _field_errors(error: ValidationError) -> list[dict[str, str]]:
+def _field_errors(error: ValidationError, part: str) -> list[dict[str, str]]:
+    """By field; what is wrong with `part` as a whole is named after it."""
     problems = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         loc = [str(part) for part in item["loc"]]
-        if len(loc) > 1 and loc[0] == QUERY:
+        if part == QUERY and loc[0] == QUERY:
             loc = loc[1:]
-        problems.append({"field": ".".join(loc)[:200], "message": item["msg"], "type": item["type"]})
+        problems.append({"field": ".".join(loc)[:200] or part, "message": item["msg"], "type": item["type"]})
     return problems[:50]
 
 

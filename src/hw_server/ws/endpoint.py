@@ -35,10 +35,8 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        started = time.perf_counter()
-        call = Call("ws", request_id_of(scope), client_address(scope, self._trusted), started)
-        agent = header(scope, b"user-agent")
-        connection = Connection(self._dispatcher, scope[PROTOCOL], call.client_ip, agent)
+        call = Call("ws", request_id_of(scope), client_address(scope, self._trusted), time.perf_counter())
+        connection = Connection(self._dispatcher, scope[PROTOCOL], call.client_ip, header(scope, b"user-agent"))
         scope[PROTOCOL].deliver_to(connection.on_message, connection.on_control)
         try:
             await self._admit(scope, call, connection)
