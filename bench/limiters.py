@@ -11,7 +11,7 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from hw_server.observability.metrics import Metrics
 from hw_server.ratelimit import RateLimiter
 from hw_server.redis import Keys, RedisClient
-from hw_server.settings import Redis, load
+from hw_server.settings import RedisSettings, load
 
 DECISIONS = 4000
 
@@ -36,7 +36,7 @@ def _cpu() -> float:
 async def compare(redis_url: str) -> dict[int, tuple[tuple[float, float], tuple[float, float]]]:
     """For each concurrency: (the library, ours)."""
     settings = load({"HW_RATELIMIT__HTTP_PER_MINUTE": "100000000", "HW_REDIS__URL": redis_url})
-    redis: Redis = settings.redis
+    redis: RedisSettings = settings.redis
     metrics = Metrics()
     client = RedisClient(redis, redis.cache_db, metrics)
     ours = RateLimiter(settings.ratelimit, client, Keys("bench:"), metrics)

@@ -84,7 +84,7 @@ async def test_a_spilled_file_that_cannot_be_read_is_kept(
         assert len(await until(lambda: rows(dave, action=mine))) == 1
         async with running.client() as client:
             assert 'audit_rows_total{result="dropped"} 1.0' in (await client.get("/metrics")).text
-    assert {"1.refused"} == {name for _, _, names in os.walk(tmp_path) for name in names}
+    assert {"1.quarantined"} == {name for _, _, names in os.walk(tmp_path) for name in names}
 
 
 async def test_filters(alice: httpx.AsyncClient, dave: httpx.AsyncClient) -> None:

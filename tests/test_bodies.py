@@ -200,12 +200,12 @@ def test_survives_what_is_not_http(server: Running) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nX:", b"GET /health/live HTTP/1.1\r\n\r\nGET /he"])
 def test_waits_for_a_head_only_so_long(serve: Serve, sent: bytes) -> None:
-    with serve(HW_HTTP__HEAD_TIMEOUT="0.5") as running:
+    with serve(HW_HTTP__HEADER_TIMEOUT="0.5") as running:
         with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1])), timeout=10) as raw:
             raw.sendall(sent)
             while raw.recv(4096):
                 continue
-        assert 'http_refused_heads_total{reason="late"} 1.0' in httpx.get(f"{running.url}/metrics").text
+        assert 'http_refused_headers_total{reason="late"} 1.0' in httpx.get(f"{running.url}/metrics").text
 
 
 def test_takes_no_head_without_end(serve: Serve) -> None:
@@ -216,7 +216,7 @@ def test_takes_no_head_without_end(serve: Serve) -> None:
                 for _ in range(1000):
                     raw.sendall(b"X-Filler: " + b"x" * 8000 + b"\r\n")
                 raise AssertionError("eight megabytes were taken")
-        assert 'http_refused_heads_total{reason="too_large"} 1.0' in httpx.get(f"{running.url}/metrics").text
+        assert 'http_refused_headers_total{reason="too_large"} 1.0' in httpx.get(f"{running.url}/metrics").text
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from hw_server.http.problems import STATUS
 from hw_server.settings import PRODUCTION_DEFAULTS, variable_of
-from hw_server.ws.codes import RPC_CODE, Close
+from hw_server.ws.codes import RPC_CODE, CloseCode
 
 PROJECT = Path(__file__).parent.parent
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
@@ -61,7 +61,7 @@ def test_every_code_is_listed() -> None:
     text = (PROJECT / "docs/protocol.md").read_text()
     for code, status in STATUS.items():
         assert f"| `{code}` | {status} | {RPC_CODE.get(code, '')} |" in text
-    for close in Close:
+    for close in CloseCode:
         assert f"| {int(close)} | `{close.name.lower()}` |" in text
 
 

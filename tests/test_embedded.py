@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from hw_server.embedded import EmbeddedError, Ports, Service, Stack, keycloak
+from hw_server.embedded import EmbeddedError, Ports, ProcessSpec, Stack, keycloak
 from hw_server.embedded.postgres import remove_data
 from hw_server.embedded.process import Process
 from tests.conftest import free_port
 
 
-def sleeper(port: int, *, ready: bool = True) -> Service:
+def sleeper(port: int, *, ready: bool = True) -> ProcessSpec:
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    return Service("sleeper", port, command, {}, ready=lambda: ready, option="--sleeper-port")
+    return ProcessSpec("sleeper", port, command, {}, ready=lambda: ready, option="--sleeper-port")
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_process_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
     service.stop_signal = signal.SIGCONT
     process = Process(service, tmp_path)
     process.start()
-    assert process.stop(patience=0.2)
+    assert process.stop(timeout=0.2)
     assert process.pid is None
 
 
@@ -104,7 +104,7 @@ def test_a_data_folder_that_cannot_be_made_is_one_line(stack: Stack, monkeypatch
 def test_health_is_asked_past_a_proxy(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    stack.processes["nanoidp"].service.patience = 20
+    stack.processes["nanoidp"].service.timeout = 20
     stack.start_one("nanoidp")
 
 

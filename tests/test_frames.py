@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import websockets
 
-from hw_server.ws.codes import Close
+from hw_server.ws.codes import CloseCode
 from tests.conftest import Running, Serve, until
 
 Token = Callable[[str], str]
@@ -167,7 +167,7 @@ async def test_a_broken_frame_closes(server: Running, token: Token, case: str) -
         socket.raw.transport.write(BROKEN[case] + bytes(1_000_000))
         code, _ = await socket.closed()
     assert code in (1002, 1009)
-    outcome = Close(code).name.lower()
+    outcome = CloseCode(code).name.lower()
     await until(lambda: counted(server, outcome))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hw_server.http.problems import STATUS
-from hw_server.ws.codes import Close
+from hw_server.ws.codes import CloseCode
 from tests.conftest import PROJECT, Running
 
 PROMETHEUS = PROJECT / "docker" / "prometheus"
@@ -74,7 +74,7 @@ async def test_alerts_use_series_that_are_exported(server: Running, token: Calla
 
 def test_rejections_are_outcomes_that_exist() -> None:
     [outcomes] = re.findall(r'ws_connections_total\{outcome=~"([^"]+)"\}', ALERTS)
-    assert set(outcomes.split("|")) <= STATUS.keys() | {code.name.lower() for code in Close}
+    assert set(outcomes.split("|")) <= STATUS.keys() | {code.name.lower() for code in CloseCode}
 
 
 def test_every_alert_has_its_runbook() -> None:

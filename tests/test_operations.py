@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from hw_server.app import create_app
 from hw_server.errors import DomainError
 from hw_server.http.problems import STATUS
-from hw_server.operations import Feature, Operations, Provided, Read, Totals
+from hw_server.operations import CountCache, Feature, Operations, Provided, Read
 from hw_server.operations.binder import Binder
 from hw_server.settings import load
 from hw_server.ws.codes import RPC_CODE
@@ -40,7 +40,7 @@ async def collision(id: int, body: Body) -> None: ...
 async def unanswered(id: int): ...  # type: ignore[no-untyped-def]
 async def stranger(id: int, what: str) -> None: ...
 async def without_path() -> None: ...
-async def unprovided(id: int, totals: Provided[Totals]) -> None: ...
+async def unprovided(id: int, counts: Provided[CountCache]) -> None: ...
 async def flat(id: int, body: int) -> None: ...
 async def whole(id: int) -> None: ...
 
@@ -52,7 +52,7 @@ async def whole(id: int) -> None: ...
         (unanswered, "needs a type"),
         (stranger, "parameter what"),
         (without_path, "the path has {id}"),
-        (unprovided, "nothing provides Totals"),
+        (unprovided, "nothing provides CountCache"),
         (flat, "must be pydantic models"),
     ],
 )
@@ -74,7 +74,7 @@ def test_a_route_is_declared_once() -> None:
     for name in ("things.get", "things.find"):
         operations.get(name, "/{id}", public=True)(whole)
     with pytest.raises(ValueError, match=r"things.find: GET /things/\{id\} is declared twice"):
-        create_app(load({}), features=[Feature("things", operations)])
+        create_app(load({}), [Feature("things", operations)])
 
 
 def test_problems_and_rpc_codes_map_one_to_one() -> None:
@@ -98,7 +98,7 @@ async def test_what_follows_the_commit_undoes_nothing(
     shutil.copytree(PROJECT / "src", tmp_path / "src")
     operations = tmp_path / "src/hw_server/authors/operations.py"
     operations.write_text(
-        operations.read_text().replace("after.append(totals.drop(TOTAL))", "after.append(lambda: 1 / 0)")
+        operations.read_text().replace("after.append(counts.invalidate(TOTAL))", "after.append(lambda: 1 / 0)")
     )
     with serve(PYTHONPATH=str(tmp_path / "src")) as running:
         async with running.client(token("dave")) as client:

@@ -1,7 +1,7 @@
 """The composition root: every part is constructed here, in order, and handed to those that need it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hw_server import __version__
 from hw_server.audit.partitions import Partitions
-from hw_server.audit.trail import Trail
-from hw_server.auth.identification import Identification
+from hw_server.audit.writer import AuditWriter
+from hw_server.auth.authentication import Authentication
 from hw_server.auth.jwks import SigningKeys
 from hw_server.auth.sessions import Revocations, SessionStore
 from hw_server.auth.tokens import TokenVerifier
 from hw_server.console import add_console
 from hw_server.db import Database
-from hw_server.features import FEATURES
 from hw_server.health import Health
 from hw_server.health import router as health_router
 from hw_server.http.docs import add_documents, sign_in_scheme
@@ -30,13 +29,13 @@ from hw_server.http.problems import status_of
 from hw_server.http.routes import add_operations
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
-from hw_server.operations import AuditTrail, Deadlines, Executor, Feature, Totals
-from hw_server.ratelimit import RateLimiter, SocketCap
+from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, Feature
+from hw_server.ratelimit import ConnectionLimiter, RateLimiter
 from hw_server.redis import Keys, RedisClient
 from hw_server.runtime.supervisor import Supervisor
 from hw_server.settings import Settings
 from hw_server.ws.dispatcher import Dispatcher
-from hw_server.ws.endpoint import Endpoint
+from hw_server.ws.endpoint import WebSocketEndpoint
 from hw_server.ws.hub import Hub
 from hw_server.ws.openrpc import describe
 
@@ -81,13 +80,13 @@ class Lifecycle:
         self._supervisor.start()
         log.info("started", version=__version__)
 
-    async def drain(self, patience: float) -> None:
+    async def drain(self, timeout: float) -> None:
         """While connections are still accepted: load balancers see 503 and go elsewhere, then sockets are told and closed,
-        with `patience` seconds for calls in flight."""
+        with `timeout` seconds for calls in flight."""
         log.info("draining", sockets=len(self._hub.connections))
         self._health.draining = True
         await asyncio.sleep(self._settings.drain_delay)
-        await self._hub.close_all(patience)
+        await self._hub.close_all(timeout)
 
     async def stop(self) -> None:
         """After the last request was answered."""
@@ -100,7 +99,7 @@ class Lifecycle:
 
 
 def create_app(
-    settings: Settings, on_failure: Any = lambda: None, features: Iterable[Feature] = FEATURES
+    settings: Settings, features: Iterable[Feature], on_failure: Callable[[], None] = lambda: None
 ) -> Application:
     """`on_failure` is called when a background service ends unexpectedly."""
     features = tuple(features)
@@ -113,14 +112,14 @@ def create_app(
     verifier = TokenVerifier(settings.oidc, signing_keys, metrics)
     revocations = Revocations(settings.oidc, auth, names)
     sessions = SessionStore(auth, names, revocations)
-    identification = Identification(verifier, revocations, sessions)
+    identification = Authentication(verifier, revocations, sessions)
     limiter = RateLimiter(settings.ratelimit, cache, names, metrics)
-    cap = SocketCap(settings.ratelimit, cache, names, metrics)
-    totals = Totals(cache, names)
-    trail = Trail(settings.audit, db, metrics)
+    connection_limiter = ConnectionLimiter(settings.ratelimit, cache, names, metrics)
+    totals = CountCache(cache, names)
+    trail = AuditWriter(settings.audit, db, metrics)
     partitions = Partitions(settings.audit.retention_months, db)
     health = Health(db, cache, auth, signing_keys, metrics)
-    hub = Hub(settings.ws, cap, metrics)
+    hub = Hub(settings.ws, connection_limiter, metrics)
     revocations.listeners.append(hub.on_revoked)
     provided: dict[Any, Any] = {
         Settings: settings,
@@ -128,7 +127,7 @@ def create_app(
         Database: db,
         TokenVerifier: verifier,
         SessionStore: sessions,
-        Totals: totals,
+        CountCache: totals,
         AuditTrail: trail,
         Health: health,
     }
@@ -137,7 +136,7 @@ def create_app(
     requests_log = RequestLog(settings.log.requests and settings.log.level in ("debug", "info"))
     document = describe(executor, settings.http.public_url)
     dispatcher = Dispatcher(
-        settings, executor, identification, limiter, cap, trail, metrics, requests_log, lambda: document
+        settings, executor, identification, limiter, connection_limiter, trail, metrics, requests_log, lambda: document
     )
     # Stopped in reverse order: the audit trail last, after everything that writes to it.
     supervisor = Supervisor([trail, partitions, revocations, sessions, health, deadlines, hub], on_failure)
@@ -173,14 +172,14 @@ def create_app(
         return JSONResponse(document)
 
     # Innermost first.
-    unlimited = frozenset(f"/api{path}" for feature in features for path in feature.unlimited)
-    web: ASGIApp = Identify(AsyncExitStackMiddleware(api.router), identification, limiter, unlimited)
+    exempt = frozenset(f"/api{path}" for feature in features for path in feature.exempt)
+    web: ASGIApp = Identify(AsyncExitStackMiddleware(api.router), identification, limiter, exempt)
     web = Problems(Guard(web, settings.http))
     if settings.http.cors_origins:
         web = cors(web, settings.http.cors_origins)
     web = Observe(web, settings.http, metrics, requests_log)
     return Application(
-        _served(api, web, Endpoint(settings, hub, dispatcher, limiter, requests_log)), api, lifecycle, metrics
+        _served(api, web, WebSocketEndpoint(settings, hub, dispatcher, limiter, requests_log)), api, lifecycle, metrics
     )
 
 

@@ -22,6 +22,7 @@ from hw_server.app import create_app
 from hw_server.http.protocol import BoundedHttpProtocol
 from hw_server.observability import logging
 from hw_server.observability.metrics import MULTIPROCESS_DIR
+from hw_server.operations import load_features
 from hw_server.settings import Settings, load
 from hw_server.ws.protocol import DirectWebSocketProtocol
 
@@ -40,8 +41,8 @@ class Server(uvicorn.Server):
         self._failed = False
         self._parent = parent
         self._drain_delay = settings.http.drain_delay
-        self._patience = settings.http.shutdown_timeout * CALLS_SHARE
-        application = create_app(settings, on_failure=self._fail)
+        self._timeout = settings.http.shutdown_timeout * CALLS_SHARE
+        application = create_app(settings, load_features(settings.features), self._fail)
         self._lifecycle = application.lifecycle
         super().__init__(
             uvicorn.Config(
@@ -90,9 +91,9 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Calls of sockets and requests share one patience; what is left of the whole is for the services."""
-        ends = time.monotonic() + self._drain_delay + self._patience
-        await self._lifecycle.drain(self._patience)
+        """Calls of sockets and requests share one timeout; what is left of the whole is for the services."""
+        ends = time.monotonic() + self._drain_delay + self._timeout
+        await self._lifecycle.drain(self._timeout)
         self.config.timeout_graceful_shutdown = max(1, math.ceil(ends - time.monotonic()))
         await super().shutdown(sockets)
 
@@ -133,7 +134,7 @@ class Workers:
 
     def __init__(self, settings: Settings, bound: socket.socket) -> None:
         self._count = settings.http.workers
-        self._patience = settings.http.drain_delay + settings.http.shutdown_timeout + 5
+        self._timeout = settings.http.drain_delay + settings.http.shutdown_timeout + 5
         self._bound = bound
         self._processes: list[subprocess.Popen[bytes]] = []
         self._stopping = False
@@ -176,7 +177,7 @@ class Workers:
     def _end(self) -> int:
         for process in self._processes:
             process.terminate()
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._timeout
         for process in self._processes:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))

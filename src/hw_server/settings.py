@@ -55,7 +55,7 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-class Http(Group):
+class HttpSettings(Group):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
     workers: int = Field(1, ge=1, le=256, description="Worker processes of `hw serve`.")
@@ -69,8 +69,8 @@ class Http(Group):
         description="Host names answered, comma separated; empty answers any. `*.example.org` matches subdomains.",
     )
     cors_origins: Names = Field((), description="Browser origins allowed to call the API, comma separated.")
-    head_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the head of a request, seconds.")
-    max_head_bytes: int = Field(65_536, ge=1024, description="Largest head of a request that comes in pieces, bytes.")
+    header_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the head of a request, seconds.")
+    max_header_bytes: int = Field(65_536, ge=1024, description="Largest head of a request that comes in pieces, bytes.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, bytes.")
     request_timeout: float = Field(10.0, gt=0, le=300, description="Longest time for one operation, seconds.")
     drain_delay: float = Field(
@@ -82,7 +82,7 @@ class Http(Group):
     shutdown_timeout: float = Field(15.0, gt=0, le=300, description="Longest whole shutdown after the drain, seconds.")
 
 
-class Database(Group):
+class DatabaseSettings(Group):
     url: SecretStr = Field(
         SecretStr("postgresql://hw:hw-dev@127.0.0.1:15432/hw_db"),
         description="PostgreSQL address with credentials.",
@@ -94,7 +94,7 @@ class Database(Group):
     migrate_on_start: bool = Field(True, description="Apply pending migrations at start, one process at a time.")
 
 
-class Redis(Group):
+class RedisSettings(Group):
     url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:16379"), description="Redis or Valkey address without a database."
     )
@@ -105,7 +105,7 @@ class Redis(Group):
     key_prefix: str = Field("hw:", description="Prefix of every key and channel.")
 
 
-class Oidc(Group):
+class OidcSettings(Group):
     issuer: str = Field("http://127.0.0.1:18080/realms/hw", description="Issuer as it stands in tokens (`iss`).")
     internal_url: str | None = Field(None, description="Where this server reaches the issuer, if not at `oidc.issuer`.")
     audience: str = Field("hw-api", min_length=1, description="Required audience (`aud`) of access tokens.")
@@ -128,7 +128,7 @@ class Oidc(Group):
     )
 
 
-class RateLimit(Group):
+class RateLimitSettings(Group):
     http_per_minute: int = Field(6000, ge=1, description="HTTP requests a minute per user or client address.")
     ws_per_minute: int = Field(12_000, ge=1, description="Socket calls a minute per user.")
     sockets_per_user: int = Field(100, ge=1, description="Open sockets per user, over all instances.")
@@ -137,7 +137,7 @@ class RateLimit(Group):
     )
 
 
-class WebSocket(Group):
+class WebSocketSettings(Group):
     allowed_origins: Names = Field(
         (), description="Browser origins allowed to open a socket besides `http.cors_origins`."
     )
@@ -152,7 +152,7 @@ class WebSocket(Group):
     )
 
 
-class Audit(Group):
+class AuditSettings(Group):
     queue_size: int = Field(10_000, ge=1, description="Rows waiting in memory at most, per worker.")
     batch_size: int = Field(500, ge=1, le=10_000, description="Rows written at once.")
     flush_interval: float = Field(0.5, gt=0, le=60, description="Longest time a row waits in memory, seconds.")
@@ -164,7 +164,7 @@ class Audit(Group):
     record_reads: bool = Field(True, description="Also record reads, not only changes, denials and sign-ins.")
 
 
-class Log(Group):
+class LogSettings(Group):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
     requests: bool = Field(True, description="Write one line for each request and call.")
 
@@ -174,14 +174,19 @@ class Settings(Group):
         Environment.DEVELOPMENT,
         description="`production` refuses development secrets and plain HTTP issuers.",
     )
-    http: Http = Field(default_factory=Http)
-    database: Database = Field(default_factory=Database)
-    redis: Redis = Field(default_factory=Redis)
-    oidc: Oidc = Field(default_factory=Oidc)
-    ratelimit: RateLimit = Field(default_factory=RateLimit)
-    ws: WebSocket = Field(default_factory=WebSocket)
-    audit: Audit = Field(default_factory=Audit)
-    log: Log = Field(default_factory=Log)
+    features: str = Field(
+        "hw_server.features:FEATURES",
+        pattern=r"^[\w.]+:\w+$",
+        description="The features to serve, `module:NAME` of a list.",
+    )
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    oidc: OidcSettings = Field(default_factory=OidcSettings)
+    ratelimit: RateLimitSettings = Field(default_factory=RateLimitSettings)
+    ws: WebSocketSettings = Field(default_factory=WebSocketSettings)
+    audit: AuditSettings = Field(default_factory=AuditSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
 
 
 def load(environ: dict[str, str] | None = None) -> Settings:

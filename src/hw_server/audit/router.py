@@ -11,7 +11,7 @@ from hw_server.audit import repository
 from hw_server.audit.models import AUDIT_READ, AuditEntry, AuditFilter
 from hw_server.auth import Principal
 from hw_server.db import Database
-from hw_server.http.plain import call_of, provided, require
+from hw_server.http.dependencies import call_of, provided, require
 from hw_server.http.problems import problems
 from hw_server.operations import AuditTrail, action_row
 

@@ -10,7 +10,7 @@ from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
 from hw_server.errors import Unavailable
-from hw_server.settings import Oidc
+from hw_server.settings import OidcSettings
 
 log = structlog.get_logger()
 
@@ -20,7 +20,7 @@ ALGORITHMS = {"RSA": "RS256", "EC": "ES256"}
 class SigningKeys:
     """Known keys keep working while the provider is down."""
 
-    def __init__(self, settings: Oidc) -> None:
+    def __init__(self, settings: OidcSettings) -> None:
         self._settings = settings
         self._base = (settings.internal_url or settings.issuer).rstrip("/")
         self._keys: dict[str, PyJWK] = {}

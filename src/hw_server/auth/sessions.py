@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from hw_server.auth.principal import Principal
 from hw_server.errors import Unauthenticated, Unavailable
 from hw_server.redis import Keys, RedisClient
-from hw_server.settings import Oidc
+from hw_server.settings import OidcSettings
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class Revocations:
 
     name = "revocations"
 
-    def __init__(self, settings: Oidc, redis: RedisClient, keys: Keys) -> None:
+    def __init__(self, settings: OidcSettings, redis: RedisClient, keys: Keys) -> None:
         self._settings = settings
         self._redis = redis
         self._keys = keys

@@ -20,7 +20,7 @@ from hw_server.auth.jwks import SigningKeys
 from hw_server.auth.principal import Principal
 from hw_server.errors import Unauthenticated
 from hw_server.observability.metrics import Metrics
-from hw_server.settings import Oidc
+from hw_server.settings import OidcSettings
 
 MAX_TOKEN_BYTES = 8192
 ACCEPTED = frozenset({"RS256", "ES256"})
@@ -35,7 +35,7 @@ REASONS: tuple[tuple[type[PyJWTError], str], ...] = (
 
 
 class TokenVerifier:
-    def __init__(self, settings: Oidc, keys: SigningKeys, metrics: Metrics) -> None:
+    def __init__(self, settings: OidcSettings, keys: SigningKeys, metrics: Metrics) -> None:
         self._settings = settings
         self._keys = keys
         self._roles_path = settings.roles_claim.split(".")
@@ -43,7 +43,7 @@ class TokenVerifier:
         self._attempts = metrics.auth_attempts
         self._ok = metrics.auth_attempts.labels("ok")
 
-    def remembered(self, token: str) -> Principal | None:
+    def cached(self, token: str) -> Principal | None:
         """The caller of a token verified before, without waiting."""
         principal = self._known.get(sha256(token.encode("utf-8", "surrogatepass")).digest())
         if principal is None or time.time() >= principal.expires_at + self._settings.leeway:
@@ -59,7 +59,7 @@ class TokenVerifier:
             self._attempts.labels(error.reason).inc()
             raise
         self._ok.inc()
-        self._remember(token, principal)
+        self._cache(token, principal)
         return principal
 
     async def claims(self, token: str, audience: str, required: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -125,7 +125,7 @@ class TokenVerifier:
             value = value.get(part) if isinstance(value, dict) else None
         return frozenset(role for role in value if isinstance(role, str)) if isinstance(value, list) else frozenset()
 
-    def _remember(self, token: str, principal: Principal) -> None:
+    def _cache(self, token: str, principal: Principal) -> None:
         if self._settings.token_cache_size == 0:
             return
         self._known[sha256(token.encode("utf-8", "surrogatepass")).digest()] = principal

@@ -8,7 +8,7 @@ from hw_server.authors.models import (
     AuthorQuery,
 )
 from hw_server.errors import NotFound
-from hw_server.operations import AfterCommit, Cursor, Id, Operations, Page, Provided, Read, Totals, Write
+from hw_server.operations import AfterCommit, CountCache, Cursor, Id, Operations, Page, Provided, Read, Write
 
 operations = Operations("/authors")
 TOTAL = "authors"
@@ -16,7 +16,7 @@ AuthorPage = Page[Author]
 
 
 @operations.get("authors.list", role=AUTHORS_READ)
-async def list_authors(db: Read, query: AuthorQuery, totals: Provided[Totals]) -> AuthorPage:
+async def list_authors(db: Read, query: AuthorQuery, counts: Provided[CountCache]) -> AuthorPage:
     """List authors."""
     column = query.sort.removeprefix("-")
     after = Cursor.decode(query.cursor, str if column == "name" else int) if query.cursor else None
@@ -27,14 +27,14 @@ async def list_authors(db: Read, query: AuthorQuery, totals: Provided[Totals]) -
         page.next_cursor = Cursor.encode(getattr(items[-1], column))
     if query.page is not None:
         page.page = query.page
-        page.total = await totals.get(TOTAL, query, lambda: repository.count(db, query))
+        page.total = await counts.get(TOTAL, query, lambda: repository.count(db, query))
     return page
 
 
 @operations.post("authors.create", role=AUTHORS_WRITE)
-async def create_author(db: Write, body: AuthorCreate, totals: Provided[Totals], after: AfterCommit) -> Author:
+async def create_author(db: Write, body: AuthorCreate, counts: Provided[CountCache], after: AfterCommit) -> Author:
     """Create an author."""
-    after.append(totals.drop(TOTAL))
+    after.append(counts.invalidate(TOTAL))
     return await repository.insert(db, body)
 
 
@@ -45,23 +45,27 @@ async def get_author(db: Read, id: Id) -> Author:
 
 
 @operations.put("authors.replace", "/{id}", role=AUTHORS_WRITE)
-async def replace_author(db: Write, id: Id, body: AuthorCreate, totals: Provided[Totals], after: AfterCommit) -> Author:
+async def replace_author(
+    db: Write, id: Id, body: AuthorCreate, counts: Provided[CountCache], after: AfterCommit
+) -> Author:
     """Replace an author."""
-    after.append(totals.drop(TOTAL))
+    after.append(counts.invalidate(TOTAL))
     return _found(await repository.update(db, id, body), id)
 
 
 @operations.patch("authors.update", "/{id}", role=AUTHORS_WRITE)
-async def update_author(db: Write, id: Id, body: AuthorPatch, totals: Provided[Totals], after: AfterCommit) -> Author:
+async def update_author(
+    db: Write, id: Id, body: AuthorPatch, counts: Provided[CountCache], after: AfterCommit
+) -> Author:
     """Change some fields of an author."""
-    after.append(totals.drop(TOTAL))
+    after.append(counts.invalidate(TOTAL))
     return _found(await repository.update(db, id, body), id)
 
 
 @operations.delete("authors.delete", "/{id}", role=AUTHORS_WRITE)
-async def delete_author(db: Write, id: Id, totals: Provided[Totals], after: AfterCommit) -> None:
+async def delete_author(db: Write, id: Id, counts: Provided[CountCache], after: AfterCommit) -> None:
     """Delete an author."""
-    after.append(totals.drop(TOTAL))
+    after.append(counts.invalidate(TOTAL))
     if not await repository.delete(db, id):
         raise NotFound(f"there is no author {id}")
 

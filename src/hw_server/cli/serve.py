@@ -8,7 +8,7 @@ import typer
 
 from hw_server.settings import Settings, SettingsError, load
 
-MIGRATION_PATIENCE = 60.0  # seconds to wait for PostgreSQL at start
+MIGRATION_TIMEOUT = 60.0  # seconds to wait for PostgreSQL at start
 
 
 def settings_or_exit(environment: dict[str, str] | None = None) -> Settings:
@@ -58,7 +58,7 @@ def _migrate(settings: Settings) -> None:
 
     from hw_server.db import migrations
 
-    deadline = time.monotonic() + MIGRATION_PATIENCE
+    deadline = time.monotonic() + MIGRATION_TIMEOUT
     while True:
         try:
             asyncio.run(migrations.upgrade(settings.database))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from hw_server.embedded import Service, Stack
+    from hw_server.embedded import ProcessSpec, Stack
 
 APP = "hw-server"
 SEED = (
@@ -177,12 +177,12 @@ def _under_own(settings: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in settings.items() if f"{name}_FILE" not in os.environ} | dict(os.environ)
 
 
-def _application(stack: "Stack", workers: int = 1) -> "Service":
-    from hw_server.embedded import Service
+def _application(stack: "Stack", workers: int = 1) -> "ProcessSpec":
+    from hw_server.embedded import ProcessSpec
     from hw_server.embedded.process import serves
 
     port = str(stack.ports.app)
-    return Service(
+    return ProcessSpec(
         name=APP,
         port=stack.ports.app,
         command=[sys.executable, "-m", "hw_server.cli", "serve", "--workers", str(workers), "--port", port],

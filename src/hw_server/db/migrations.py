@@ -10,7 +10,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, make_url, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from hw_server.settings import Database as DatabaseSettings
+from hw_server.settings import DatabaseSettings
 
 ADVISORY_LOCK = 0x6877_6D69  # "hwmi"
 

@@ -11,7 +11,7 @@ import asyncpg
 
 from hw_server.errors import Conflict, DomainError, InvalidInput, Timeout, Unavailable
 from hw_server.observability.metrics import Metrics
-from hw_server.settings import Database as DatabaseSettings
+from hw_server.settings import DatabaseSettings
 
 UNREACHABLE = (
     OSError,
@@ -83,14 +83,14 @@ class Database:
         self._timers = {word: metrics.db_query.labels(word).observe for word in (*KEYWORDS, "other")}
         self._size = {state: metrics.db_pool_size.labels(state) for state in ("open", "idle")}
 
-    def read(self) -> "Borrowed":
+    def read(self) -> "Acquired":
         """A connection in autocommit mode."""
-        return Borrowed(self)
+        return Acquired(self)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[Connection]:
         """A connection in a transaction: committed at the end of the block, rolled back by any exception."""
-        async with Borrowed(self) as connection, connection.transaction():
+        async with Acquired(self) as connection, connection.transaction():
             yield connection
 
     async def ping(self) -> None:
@@ -102,7 +102,7 @@ class Database:
         self._size["open"].set(len(self._all))
         self._size["idle"].set(len(self._idle))
 
-    async def take(self) -> Connection:
+    async def acquire(self) -> Connection:
         """A connection, after those who asked before; raises what `asyncpg.connect` raises."""
         while True:
             while self._idle:
@@ -120,7 +120,7 @@ class Database:
                 given = await future
             except asyncio.CancelledError:
                 if future.done() and not future.cancelled() and (lost := future.result()) is not None:
-                    self.give(lost)
+                    self.release(lost)
                 raise
             if given is not None:
                 return given
@@ -144,7 +144,7 @@ class Database:
         self._all.add(connection)
         return connection
 
-    def give(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Takes a connection back that is fit to be used again."""
         if self._closed:
             self.discard(connection)
@@ -187,7 +187,7 @@ class Database:
         self._errors.labels(error.code).inc()
 
 
-class Borrowed:
+class Acquired:
     """One loan of a connection; turns driver errors into domain errors."""
 
     __slots__ = ("_connection", "_db")
@@ -198,7 +198,7 @@ class Borrowed:
 
     async def __aenter__(self) -> Connection:
         try:
-            connection = self._connection = await self._db.take()
+            connection = self._connection = await self._db.acquire()
         except Exception as error:
             raise self._translated(error) from error
         return connection
@@ -208,7 +208,7 @@ class Borrowed:
         assert connection is not None
         sound = error is None or isinstance(error, SOUND)
         if sound and not connection.is_closed() and not connection.is_in_transaction():
-            self._db.give(connection)
+            self._db.release(connection)
         else:
             self._db.discard(connection)
         if error is not None and not isinstance(error, DomainError) and isinstance(error, Exception):

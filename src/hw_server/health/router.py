@@ -5,7 +5,7 @@ from fastapi.responses import Response
 
 from hw_server.db import Database
 from hw_server.health.checks import Health, Report
-from hw_server.http.plain import provided
+from hw_server.http.dependencies import provided
 from hw_server.observability.metrics import Metrics
 
 router = APIRouter(tags=["health"])

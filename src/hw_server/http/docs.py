@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 from hw_server.auth.jwks import SigningKeys
 from hw_server.http.addresses import origin
 from hw_server.http.problems import schemas
-from hw_server.settings import Oidc
+from hw_server.settings import OidcSettings
 
 REDIRECT = "/docs/oauth2-redirect"
 DISCOVERY = "/docs/openid-configuration"
@@ -26,7 +26,7 @@ def sign_in_scheme() -> OpenIdConnect:
     )
 
 
-def add_documents(app: FastAPI, settings: Oidc, keys: SigningKeys) -> None:
+def add_documents(app: FastAPI, settings: OidcSettings, keys: SigningKeys) -> None:
     described = app.openapi
 
     def openapi() -> dict[str, Any]:

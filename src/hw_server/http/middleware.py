@@ -10,7 +10,7 @@ import structlog
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hw_server.auth.identification import Identification
+from hw_server.auth.authentication import Authentication
 from hw_server.errors import DomainError, PayloadTooLarge, RateLimited
 from hw_server.http.addresses import Hosts, client_address, header
 from hw_server.http.problems import domain_error, response_of
@@ -18,13 +18,13 @@ from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import Call
 from hw_server.ratelimit import RateLimiter
-from hw_server.settings import Http
+from hw_server.settings import HttpSettings
 
 log = structlog.get_logger("http")
 
 CALL = "hw.call"  # the scope's key of this request's Call
 HEADERS = "hw.headers"  # the scope's key of headers for the answer, whoever gives it
-INSIDE = frozenset({"/health", "/health/live", "/metrics"})  # asked from inside, often and by whatever name
+EXEMPT_PATHS = frozenset({"/health", "/health/live", "/metrics"})  # asked from inside, often and by whatever name
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # A route may answer with its own value of any of these.
@@ -47,7 +47,7 @@ def request_id_of(scope: Scope) -> str:
 class Observe:
     """Request id, security headers, metrics and the request's log line."""
 
-    def __init__(self, app: ASGIApp, settings: Http, metrics: Metrics, requests_log: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, settings: HttpSettings, metrics: Metrics, requests_log: RequestLog) -> None:
         self.app = app
         self._trusted = settings.trusted_proxies
         self._requests_log = requests_log
@@ -132,13 +132,13 @@ class Problems:
 class Guard:
     """Refuses hosts that are not ours and bodies over the limit, announced or streamed."""
 
-    def __init__(self, app: ASGIApp, settings: Http) -> None:
+    def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self.app = app
         self._limit = settings.max_body_bytes
         self._hosts = Hosts(settings.allowed_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in INSIDE:
+        if scope["path"] not in EXEMPT_PATHS:
             self._hosts.check(scope)
         if scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
             await self.app(scope, receive, send)
@@ -162,15 +162,15 @@ class Guard:
 
 class Identify:
     """Finds the caller and counts the request against its limit; whether a caller is needed is the operation's say.
-    Neither for the paths in `unlimited`."""
+    Neither for the paths in `exempt`."""
 
     def __init__(
-        self, app: ASGIApp, identification: Identification, limiter: RateLimiter, unlimited: frozenset[str]
+        self, app: ASGIApp, identification: Authentication, limiter: RateLimiter, exempt: frozenset[str]
     ) -> None:
         self.app = app
         self._identification = identification
         self._limiter = limiter
-        self._unlimited = INSIDE | unlimited
+        self._unlimited = EXEMPT_PATHS | exempt
         self._policy = f"{limiter.limit('http')};w=60".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with an end to its patience: it takes a request's head for as long and as large as it comes, and a
+"""uvicorn's HTTP protocol with an end to its timeout: it takes a request's head for as long and as large as it comes, and a
 connection costs a client next to nothing."""
 
 import asyncio
@@ -7,27 +7,27 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hw_server.observability.metrics import Metrics
-from hw_server.settings import Http
+from hw_server.settings import HttpSettings
 
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Closes a connection when a request's head is not whole `http.head_timeout` seconds after it could begin (a new
+    """Closes a connection when a request's head is not whole `http.header_timeout` seconds after it could begin (a new
     connection) or began (a later request of one that is kept), or when it comes in pieces of more than
-    `http.max_head_bytes` together."""
+    `http.max_header_bytes` together."""
 
-    def __init__(self, *args: Any, settings: Http, metrics: Metrics, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, settings: HttpSettings, metrics: Metrics, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = settings
-        self._refused = metrics.http_refused_heads
+        self._refused = metrics.http_refused_headers
         self._in_head = False
         self._seen = 0  # bytes of a head that is not whole
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._timer = self.loop.call_later(self._settings.head_timeout, self._give_up)
+        self._timer = self.loop.call_later(self._settings.header_timeout, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -38,12 +38,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         # Nearly every head comes whole, and so is neither timed nor counted.
         if self._in_head:
             self._seen += len(data)
-            if self._seen > self._settings.max_head_bytes:
+            if self._seen > self._settings.max_header_bytes:
                 self._refused.labels("too_large").inc()
                 self.transport.write(TOO_LARGE)
                 self.transport.close()
             elif self._timer is None:
-                self._timer = self.loop.call_later(self._settings.head_timeout, self._give_up)
+                self._timer = self.loop.call_later(self._settings.header_timeout, self._give_up)
 
     def on_message_begin(self) -> None:
         self._in_head, self._seen = True, 0

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from pydantic_core import to_json
 
-from hw_server.settings import Log
+from hw_server.settings import LogSettings
 
 FLUSH = 0.05  # seconds a line may wait for others
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -56,7 +56,7 @@ class RequestLog:
             LINES.msg(to_json({"timestamp": stamp, "level": "info", "event": event, **fields}))
 
 
-def configure(settings: Log) -> None:
+def configure(settings: LogSettings) -> None:
     """For this process, the libraries' loggers included."""
     shared: list[Any] = [
         structlog.processors.add_log_level,

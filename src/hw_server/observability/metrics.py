@@ -33,8 +33,8 @@ class Metrics:
         self.http_duration = histogram("http_request_duration_seconds", "Time to the last byte.", "method", "route")
         self.http_in_progress = gauge("http_requests_in_progress", "Requests being answered.")
 
-        self.http_refused_heads = counter(
-            "http_refused_heads_total", "Connections closed over a request head: late or too_large.", "reason"
+        self.http_refused_headers = counter(
+            "http_refused_headers_total", "Connections closed over a request head: late or too_large.", "reason"
         )
 
         # Not `ws_connections`: a counter's family name is its name without `_total`, and two families may not share one.

@@ -11,10 +11,11 @@ from hw_server.operations.declaration import (
     Provided,
     Read,
     Write,
+    load_features,
 )
 from hw_server.operations.execution import Executor, authorize
-from hw_server.operations.pages import Cursor, Page, PageQuery, Totals
-from hw_server.operations.text import Id, Line, Text
+from hw_server.operations.fields import Id, Line, Text
+from hw_server.operations.pagination import CountCache, Cursor, Page, PageQuery
 
 __all__ = [
     "SIGNED_IN",
@@ -22,6 +23,7 @@ __all__ = [
     "AuditRow",
     "AuditTrail",
     "Call",
+    "CountCache",
     "Cursor",
     "Deadlines",
     "Executor",
@@ -35,8 +37,8 @@ __all__ = [
     "Provided",
     "Read",
     "Text",
-    "Totals",
     "Write",
     "action_row",
     "authorize",
+    "load_features",
 ]

@@ -19,7 +19,7 @@ PATH_FIELD = re.compile(r"{(\w+)}")
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Injected:
     """Parameters that the platform fills: their names by what fills them."""
 
     connection: str | None
@@ -62,7 +62,7 @@ class Binder:
     def returns(self) -> Any:
         return self._returns
 
-    def _classify(self, signature: inspect.Signature, hints: dict[str, Any], provided: dict[type, Any]) -> Given:
+    def _classify(self, signature: inspect.Signature, hints: dict[str, Any], provided: dict[type, Any]) -> Injected:
         name = self.operation.name
         connection = caller = after_commit = None
         filled: dict[str, Any] = {}
@@ -91,7 +91,7 @@ class Binder:
             raise ValueError(f"operation {name}: the path has {{{missing[0]}}}, the function has not")
         if BODY in self.fields and self.operation.method in ("GET", "DELETE"):
             raise ValueError(f"operation {name}: {self.operation.method} has no body")
-        return Given(connection, caller, after_commit, filled)
+        return Injected(connection, caller, after_commit, filled)
 
     def _owners(self) -> dict[str, str]:
         """Which nested model each RPC parameter belongs to; a name in two places is refused."""

@@ -9,8 +9,9 @@ Parameters are told apart by their annotation: `Read`, `Write`, `Principal`, `Af
 the platform; a parameter named in the path comes from the path; `body: Model` is the body, `query: Model` the query.
 """
 
+import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -113,11 +114,18 @@ class Operations:
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One folder. `conflicts` maps names of database constraints to what the caller is told; `router` holds the routes
-    that only HTTP speaks, below `/api`; `unlimited` those of its paths that no rate limit counts and no caller is looked
+    that only HTTP speaks, below `/api`; `exempt` those of its paths that no rate limit counts and no caller is looked
     for on, because something else lets in one sender alone."""
 
     name: str
     operations: Operations = field(default_factory=Operations)
     router: APIRouter | None = None
     conflicts: Mapping[str, str] = field(default_factory=dict)
-    unlimited: tuple[str, ...] = ()
+    exempt: tuple[str, ...] = ()
+
+
+def load_features(reference: str) -> tuple[Feature, ...]:
+    """The list that `module:NAME` names; raises `ImportError` or `AttributeError` where there is none."""
+    module, _, name = reference.partition(":")
+    features: Iterable[Feature] = getattr(importlib.import_module(module), name)
+    return tuple(features)

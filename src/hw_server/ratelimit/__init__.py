@@ -1,6 +1,6 @@
 """One limiter for HTTP and WebSocket, and the cap on sockets per user."""
 
+from hw_server.ratelimit.connections import ConnectionLimiter
 from hw_server.ratelimit.limiter import Decision, RateLimiter
-from hw_server.ratelimit.sockets import SocketCap
 
-__all__ = ["Decision", "RateLimiter", "SocketCap"]
+__all__ = ["ConnectionLimiter", "Decision", "RateLimiter"]

@@ -11,7 +11,7 @@ from hw_server.errors import RateLimited, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.redis import Keys, RedisClient
 from hw_server.redis.client import Script
-from hw_server.settings import RateLimit
+from hw_server.settings import RateLimitSettings
 
 WINDOW = 60  # seconds
 BATCH = 128
@@ -64,7 +64,7 @@ class Decision(NamedTuple):
 
 
 class RateLimiter:
-    def __init__(self, settings: RateLimit, redis: RedisClient, keys: Keys, metrics: Metrics) -> None:
+    def __init__(self, settings: RateLimitSettings, redis: RedisClient, keys: Keys, metrics: Metrics) -> None:
         self._settings = settings
         self._redis = redis
         self._keys = keys
@@ -78,7 +78,7 @@ class RateLimiter:
     async def check(self, scope: str, who: str) -> Decision:
         """Counts one request of `who`; raises `RateLimited`, or `Unavailable` without Redis where so set."""
         limit = self._limits[scope]
-        if self._redis.paused:
+        if self._redis.circuit_open:
             decision = self._without_redis(scope, who, limit)
         else:
             try:
@@ -112,7 +112,7 @@ class RateLimiter:
             while self._waiting:
                 batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
                 try:
-                    answers = await self._redis.run("ratelimit", lambda _, b=batch: _evaluate(self._redis.lane, b))  # type: ignore[misc]
+                    answers = await self._redis.run("ratelimit", lambda _, b=batch: _evaluate(self._redis.dedicated, b))  # type: ignore[misc]
                 except Unavailable as error:
                     for _, _, future in batch:
                         if not future.done():

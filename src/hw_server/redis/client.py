@@ -14,11 +14,11 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from hw_server.errors import Unavailable
 from hw_server.observability.metrics import Metrics
-from hw_server.settings import Redis as RedisSettings
+from hw_server.settings import RedisSettings
 
 log = structlog.get_logger()
 
-PAUSE = 1.0  # seconds without attempts after a failure
+CIRCUIT_OPEN_TIME = 1.0  # seconds without attempts after a failure
 CONNECTIONS = 64  # at most, per database
 RESERVED = 8  # of them for the lane, the feed of revocations and health checks
 T = TypeVar("T")
@@ -38,14 +38,14 @@ class RedisClient:
             max_connections=CONNECTIONS,
             client_name="hw-server",
         )
-        self.lane = Lane(self.client)
+        self.dedicated = DedicatedConnection(self.client)
         # The pool raises where it has no connection left; calls wait here for their turn instead.
         self._turns = asyncio.Semaphore(CONNECTIONS - RESERVED)
         self._metrics = metrics
         self._closed_until = 0.0
 
     @property
-    def paused(self) -> bool:
+    def circuit_open(self) -> bool:
         """True in the moment after a failure."""
         return time.monotonic() < self._closed_until
 
@@ -54,11 +54,11 @@ class RedisClient:
         started = time.perf_counter()
         try:
             async with self._turns:
-                if self.paused:
+                if self.circuit_open:
                     raise Unavailable("Redis is out of reach")
                 answer = await call(self.client)
         except FAILURES as error:
-            self._closed_until = time.monotonic() + PAUSE
+            self._closed_until = time.monotonic() + CIRCUIT_OPEN_TIME
             log.warning("redis_failed", purpose=purpose, error=f"{type(error).__name__}: {str(error)[:200]}")
             self._metrics.redis_errors.labels(purpose).inc()
             raise Unavailable("Redis is out of reach") from error
@@ -95,7 +95,7 @@ class Script:
         return await client.evalsha(self._sha, len(keys), *keys, *args)
 
 
-class Lane:
+class DedicatedConnection:
     """One connection for one caller at a time: half of what a command through the pool costs."""
 
     def __init__(self, client: Any) -> None:

@@ -5,4 +5,4 @@ from hw_server.sessions.backchannel import PATH, router
 from hw_server.sessions.operations import operations
 
 # The provider tells of all its users' logouts from one address.
-feature = Feature("sessions", operations, router, unlimited=(PATH,))
+feature = Feature("sessions", operations, router, exempt=(PATH,))

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from hw_server.auth.sessions import SessionStore
 from hw_server.auth.tokens import TokenVerifier
 from hw_server.errors import Malformed, Unauthenticated
-from hw_server.http.plain import call_of, provided
+from hw_server.http.dependencies import call_of, provided
 from hw_server.http.problems import problems
 from hw_server.operations import AuditTrail, action_row
 from hw_server.settings import Settings

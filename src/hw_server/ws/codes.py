@@ -23,8 +23,8 @@ RPC_CODE: dict[str, int] = {
 }
 
 
-class Close(IntEnum):
-    """Close codes; the reason sent with each is its name in lower case, with 1002 and 1009 the library's own words."""
+class CloseCode(IntEnum):
+    """CloseCode codes; the reason sent with each is its name in lower case, with 1002 and 1009 the library's own words."""
 
     GOING_AWAY = 1001  # the server drains; connect again
     PROTOCOL_ERROR = 1002

@@ -10,7 +10,7 @@ import structlog
 from pydantic_core import to_json
 
 from hw_server.auth import Principal
-from hw_server.ws.codes import Close
+from hw_server.ws.codes import CloseCode
 from hw_server.ws.protocol import DirectWebSocketProtocol, text_frame
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("ws")
 
 FLOOD = 200  # refusals by the rate limit in a row after which the socket is closed
-PATIENCE = 2.0  # seconds for the peer to answer a close
+CLOSE_TIMEOUT = 2.0  # seconds for the peer to answer a close
 
 
-class Connection:
+class WebSocketConnection:
     """Belongs to the hub from accept to disconnect. `principal` is None until the sign-in."""
 
     __slots__ = (
@@ -64,7 +64,7 @@ class Connection:
 
     def on_message(self, data: bytes, is_text: bool) -> None:
         if not is_text:
-            self.close(Close.BINARY_FRAME)
+            self.close(CloseCode.BINARY_FRAME)
             return
         if self._in_flight is not None and len(self._in_flight) >= self._dispatcher.max_in_flight:
             # What was read along with the last call waits; reading goes on when a call ends.
@@ -78,9 +78,9 @@ class Connection:
     def on_control(self) -> None:
         """A client that sends pings and does not read the pongs would fill the memory."""
         if (too_big := self._protocol.too_big) is not None:
-            self.outcome = (Close.MESSAGE_TOO_BIG if too_big else Close.PROTOCOL_ERROR).name.lower()
+            self.outcome = (CloseCode.MESSAGE_TOO_BIG if too_big else CloseCode.PROTOCOL_ERROR).name.lower()
         elif self._protocol.open and self._protocol.unsent > self._dispatcher.send_buffer_bytes:
-            self.outcome = Close.SLOW_CONSUMER.name.lower()
+            self.outcome = CloseCode.SLOW_CONSUMER.name.lower()
             self._protocol.cut()
 
     def _begin(self, data: bytes) -> None:
@@ -119,7 +119,7 @@ class Connection:
         if not protocol.open:
             return
         if protocol.unsent + len(payload) > self._dispatcher.send_buffer_bytes:
-            self.close(Close.SLOW_CONSUMER)
+            self.close(CloseCode.SLOW_CONSUMER)
             return
         protocol.write_frame(text_frame(payload))
         self._dispatcher.sent.inc()
@@ -127,12 +127,12 @@ class Connection:
     def notify(self, method: str, params: dict[str, Any]) -> None:
         self.send(to_json({"jsonrpc": "2.0", "method": method, "params": params}))
 
-    def close(self, code: Close) -> None:
+    def close(self, code: CloseCode) -> None:
         if self._protocol.open:
             self.outcome = code.name.lower()
-            self._protocol.close(code, self.outcome, PATIENCE)
+            self._protocol.close(code, self.outcome, CLOSE_TIMEOUT)
 
-    def close_soon(self, code: Close) -> None:
+    def close_soon(self, code: CloseCode) -> None:
         """Closes after what is about to be sent; before the handshake is answered nothing is to be closed."""
         asyncio.get_running_loop().call_later(0.05, self.close, code)
 
@@ -140,4 +140,4 @@ class Connection:
         """Counts refusals by the rate limit; a client that keeps on is closed."""
         self._refused = self._refused + 1 if refused else 0
         if self._refused >= FLOOD:
-            self.close(Close.FLOODING)
+            self.close(CloseCode.FLOODING)

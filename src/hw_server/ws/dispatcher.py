@@ -11,16 +11,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
 
 from hw_server.auth import Principal
-from hw_server.auth.identification import Identification
+from hw_server.auth.authentication import Authentication
 from hw_server.errors import Conflict, DomainError, InvalidInput, RateLimited
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import SIGNED_IN, AuditTrail, Call, Executor, action_row, authorize
 from hw_server.operations.binder import Binder, Input
-from hw_server.ratelimit import RateLimiter, SocketCap
+from hw_server.ratelimit import ConnectionLimiter, RateLimiter
 from hw_server.settings import Settings
-from hw_server.ws.codes import Close, InvalidRequest, MethodNotFound, ParseError, error_object
-from hw_server.ws.connection import Connection
+from hw_server.ws.codes import CloseCode, InvalidRequest, MethodNotFound, ParseError, error_object
+from hw_server.ws.connection import WebSocketConnection
 
 log = structlog.get_logger("ws")
 
@@ -41,9 +41,9 @@ class Dispatcher:
         self,
         settings: Settings,
         executor: Executor,
-        identification: Identification,
+        identification: Authentication,
         limiter: RateLimiter,
-        cap: SocketCap,
+        connection_limiter: ConnectionLimiter,
         audit: AuditTrail,
         metrics: Metrics,
         requests_log: RequestLog,
@@ -58,12 +58,12 @@ class Dispatcher:
         self._executor = executor
         self._identification = identification
         self._limiter = limiter
-        self._cap = cap
+        self._connection_limiter = connection_limiter
         self._audit = audit
         self._metrics = metrics
         self._durations: dict[tuple[str, str], Any] = {}
         self._document = document
-        self._platform: dict[str, Callable[[Connection, Call, dict[str, Any]], Awaitable[bytes]]] = {
+        self._platform: dict[str, Callable[[WebSocketConnection, Call, dict[str, Any]], Awaitable[bytes]]] = {
             "session.authenticate": self._authenticate,
             "session.refresh": self._refresh,
             "rpc.discover": self._discover,
@@ -73,7 +73,7 @@ class Dispatcher:
         if clash:
             raise ValueError(f"operation {clash.pop()} has the name of a platform method")
 
-    async def handle(self, connection: Connection, data: bytes) -> None:
+    async def handle(self, connection: WebSocketConnection, data: bytes) -> None:
         """Answers one frame; never raises for what a client sent."""
         self._received.inc()
         try:
@@ -93,7 +93,7 @@ class Dispatcher:
         if answer is not None:
             connection.send(answer)
 
-    async def _call(self, connection: Connection, message: Any) -> bytes | None:
+    async def _call(self, connection: WebSocketConnection, message: Any) -> bytes | None:
         """The answer to one call, None for a notification."""
         call = Call("ws", f"{getrandbits(64):016x}", connection.client_ip, time.perf_counter(), connection.principal)
         method, code, answer, call_id = "invalid", "ok", None, None
@@ -115,7 +115,9 @@ class Dispatcher:
         notification = code not in ("invalid_request",) and isinstance(message, dict) and "id" not in message
         return None if notification else answer
 
-    async def _run(self, connection: Connection, call: Call, method: str, params: dict[str, Any]) -> bytes | None:
+    async def _run(
+        self, connection: WebSocketConnection, call: Call, method: str, params: dict[str, Any]
+    ) -> bytes | None:
         await self._count(connection, call)
         if call.caller is not None:
             try:
@@ -135,7 +137,7 @@ class Dispatcher:
 
         return await self._executor.run(bound, call, raw)
 
-    async def _count(self, connection: Connection, call: Call) -> None:
+    async def _count(self, connection: WebSocketConnection, call: Call) -> None:
         who = f"user:{call.caller.sub}" if call.caller else f"address:{call.client_ip}"
         try:
             await self._limiter.check("ws", who)
@@ -146,20 +148,20 @@ class Dispatcher:
 
     # Platform methods
 
-    async def _authenticate(self, connection: Connection, call: Call, params: dict[str, Any]) -> bytes:
+    async def _authenticate(self, connection: WebSocketConnection, call: Call, params: dict[str, Any]) -> bytes:
         if connection.principal is not None:
             raise Conflict("the socket is signed in; use session.refresh")
         return to_json(await self.sign_in(connection, call, _token(params)))
 
-    async def sign_in(self, connection: Connection, call: Call, token: str) -> dict[str, Any]:
+    async def sign_in(self, connection: WebSocketConnection, call: Call, token: str) -> dict[str, Any]:
         """Signs the socket in; a bad token, or a socket too many, closes it after the error is sent."""
         try:
             principal = await self._identification.by_token(token, connection.client_ip, connection.user_agent)
             if connection.principal is None:
-                await self._cap.take(principal.sub, connection.id)
+                await self._connection_limiter.acquire(principal.sub, connection.id)
         except DomainError as error:
             self._audit.record(action_row(call, "session.authenticate", outcome="denied", error=error.code))
-            close = Close.FLOODING if isinstance(error, RateLimited) else Close.UNAUTHENTICATED
+            close = CloseCode.FLOODING if isinstance(error, RateLimited) else CloseCode.UNAUTHENTICATED
             connection.close_soon(close)
             raise
         call.caller = principal
@@ -167,7 +169,7 @@ class Dispatcher:
         self._audit.record(action_row(call, "session.authenticate", f"sessions/{principal.session_id}", status=200))
         return _session(principal)
 
-    async def _refresh(self, connection: Connection, call: Call, params: dict[str, Any]) -> bytes:
+    async def _refresh(self, connection: WebSocketConnection, call: Call, params: dict[str, Any]) -> bytes:
         principal = await self._identification.by_token(_token(params), connection.client_ip, connection.user_agent)
         assert connection.principal is not None
         if principal.sub != connection.principal.sub:
@@ -175,10 +177,10 @@ class Dispatcher:
         connection.principal, connection.warned = principal, False
         return to_json(_session(principal))
 
-    async def _discover(self, _connection: Connection, _call: Call, _params: dict[str, Any]) -> bytes:
+    async def _discover(self, _connection: WebSocketConnection, _call: Call, _params: dict[str, Any]) -> bytes:
         return to_json(self._document())
 
-    async def _ping(self, _connection: Connection, _call: Call, _params: dict[str, Any]) -> bytes:
+    async def _ping(self, _connection: WebSocketConnection, _call: Call, _params: dict[str, Any]) -> bytes:
         return b'"pong"'
 
     def _account(self, call: Call, method: str, code: str) -> None:

@@ -12,7 +12,7 @@ from hw_server.observability.logging import RequestLog
 from hw_server.operations import Call
 from hw_server.ratelimit import RateLimiter
 from hw_server.settings import Settings
-from hw_server.ws.connection import Connection
+from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.dispatcher import Dispatcher
 from hw_server.ws.hub import Hub
 from hw_server.ws.protocol import PROTOCOL
@@ -20,7 +20,7 @@ from hw_server.ws.protocol import PROTOCOL
 PATH = "/web"
 
 
-class Endpoint:
+class WebSocketEndpoint:
     def __init__(
         self, settings: Settings, hub: Hub, dispatcher: Dispatcher, limiter: RateLimiter, requests_log: RequestLog
     ) -> None:
@@ -36,7 +36,9 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         call = Call("ws", request_id_of(scope), client_address(scope, self._trusted), time.perf_counter())
-        connection = Connection(self._dispatcher, scope[PROTOCOL], call.client_ip, header(scope, b"user-agent"))
+        connection = WebSocketConnection(
+            self._dispatcher, scope[PROTOCOL], call.client_ip, header(scope, b"user-agent")
+        )
         scope[PROTOCOL].deliver_to(connection.on_message, connection.on_control)
         try:
             await self._admit(scope, call, connection)
@@ -50,7 +52,7 @@ class Endpoint:
         finally:
             await self._hub.remove(connection)
 
-    async def _admit(self, scope: Scope, call: Call, connection: Connection) -> None:
+    async def _admit(self, scope: Scope, call: Call, connection: WebSocketConnection) -> None:
         """Raises what refuses the handshake. Whoever shows no good token is counted by address."""
         self._hosts.check(scope)
         if scope["path"] != PATH:

@@ -8,7 +8,7 @@ from hw_server import __version__
 from hw_server.operations import Executor
 from hw_server.operations.binder import BODY, QUERY
 from hw_server.operations.execution import BoundOperation
-from hw_server.ws.codes import RPC_CODE, Close
+from hw_server.ws.codes import RPC_CODE, CloseCode
 
 REF = "#/components/schemas/{model}"
 TOKEN = {"name": "token", "required": True, "schema": {"type": "string"}}
@@ -32,7 +32,7 @@ def describe(executor: Executor, url: str) -> dict[str, Any]:
             "schemas": schemas,
             "errors": {name: {"code": code, "message": name} for name, code in RPC_CODE.items()},
         },
-        "x-close-codes": {code.name.lower(): int(code) for code in Close},
+        "x-close-codes": {code.name.lower(): int(code) for code in CloseCode},
         "x-notifications": ["session.expiring", "server.draining"],
     }
 

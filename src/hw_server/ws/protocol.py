@@ -121,8 +121,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         """The handshake was answered with an HTTP error; without this uvicorn logs an incomplete one."""
         self.handshake_complete = True
 
-    def close(self, code: int, reason: str, patience: float) -> None:
-        """Sends a close frame; the connection is cut when the peer has not answered after `patience` seconds."""
+    def close(self, code: int, reason: str, timeout: float) -> None:
+        """Sends a close frame; the connection is cut when the peer has not answered after `timeout` seconds."""
         if not self.open:
             return
         self.conn.send_close(code, reason)
@@ -130,4 +130,4 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_sent = True
         self.resume()
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.close_timer = self.loop.call_later(patience, self.transport.abort)
+        self.close_timer = self.loop.call_later(timeout, self.transport.abort)

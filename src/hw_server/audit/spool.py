@@ -49,7 +49,7 @@ class Segment:
         return [ROW.validate_json(line) for line in self.file.read().split(b"\n")[:-1]]
 
 
-class Spill:
+class Spool:
     def __init__(self, folder: Path, max_bytes: int, metrics: Metrics) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
@@ -95,9 +95,9 @@ class Spill:
         segment.file.close()
         self._bytes.set(self.size())
 
-    def set_aside(self, segment: Segment) -> int:
+    def quarantine(self, segment: Segment) -> int:
         """Keeps a file that cannot be replayed for a person to look at; nothing reads it again. Returns its lines."""
-        segment.path.rename(segment.path.with_suffix(".refused"))
+        segment.path.rename(segment.path.with_suffix(".quarantined"))
         segment.file.seek(0)
         lines = segment.file.read().count(b"\n")
         segment.file.close()

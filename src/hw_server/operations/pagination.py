@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 from pydantic_core import to_json
 
 from hw_server.errors import InvalidInput, Unavailable
-from hw_server.operations.text import Text
+from hw_server.operations.fields import Text
 from hw_server.redis import Keys, RedisClient
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def _cursor_type(types: tuple[Any, ...]) -> TypeAdapter[tuple[Any, ...]]:
     return TypeAdapter(tuple[held])  # type: ignore[valid-type]
 
 
-class Totals:
+class CountCache:
     """Numbers of rows, cached in Redis for a few seconds and dropped on write."""
 
     def __init__(self, redis: RedisClient, keys: Keys) -> None:
@@ -106,7 +106,7 @@ class Totals:
             return total
         return total
 
-    def drop(self, name: str) -> Callable[[], Awaitable[None]]:
+    def invalidate(self, name: str) -> Callable[[], Awaitable[None]]:
         """A call for `AfterCommit`. Writers at the same time share a round trip, always one sent after their commit."""
 
         async def forget() -> None:

@@ -7,7 +7,7 @@ from hw_server.errors import RateLimited, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.redis import Keys, RedisClient
 from hw_server.redis.client import Script
-from hw_server.settings import RateLimit
+from hw_server.settings import RateLimitSettings
 
 LEASE = 60  # seconds
 RENEWAL = 20  # seconds
@@ -30,8 +30,8 @@ return 1
 """)
 
 
-class SocketCap:
-    def __init__(self, settings: RateLimit, redis: RedisClient, keys: Keys, metrics: Metrics) -> None:
+class ConnectionLimiter:
+    def __init__(self, settings: RateLimitSettings, redis: RedisClient, keys: Keys, metrics: Metrics) -> None:
         self._settings = settings
         self._redis = redis
         self._keys = keys
@@ -39,7 +39,7 @@ class SocketCap:
         self._fallback = metrics.rate_limit_fallback.labels("sockets")
         self._held: dict[str, str] = {}  # socket id -> sub
 
-    async def take(self, sub: str, socket_id: str) -> None:
+    async def acquire(self, sub: str, socket_id: str) -> None:
         """Raises `RateLimited` when the user has as many sockets as allowed."""
         args: list[Any] = [self._settings.sockets_per_user, LEASE, socket_id]
         try:

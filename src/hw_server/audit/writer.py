@@ -8,12 +8,12 @@ from contextlib import suppress
 
 import structlog
 
-from hw_server.audit.spill import Segment, Spill
+from hw_server.audit.spool import Segment, Spool
 from hw_server.db import Connection, Database
 from hw_server.errors import DomainError, InvalidInput
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import AuditRow
-from hw_server.settings import Audit
+from hw_server.settings import AuditSettings
 
 log = structlog.get_logger()
 
@@ -23,16 +23,16 @@ INSERT = (
 )
 
 
-class Trail:
+class AuditWriter:
     """A supervised service, and the platform's `AuditTrail`."""
 
     name = "audit"
 
-    def __init__(self, settings: Audit, db: Database, metrics: Metrics) -> None:
+    def __init__(self, settings: AuditSettings, db: Database, metrics: Metrics) -> None:
         self._settings = settings
         self._db = db
         self._queue: deque[AuditRow] = deque()
-        self._spill = Spill(settings.spill_dir, settings.spill_max_bytes, metrics)
+        self._spill = Spool(settings.spill_dir, settings.spill_max_bytes, metrics)
         self._wake = asyncio.Event()
         self._written = metrics.audit_rows.labels("written")
         self._transactional = metrics.audit_rows.labels("transactional")
@@ -73,12 +73,12 @@ class Trail:
             try:
                 taken = taken and await self._taken(batch)
             except asyncio.CancelledError:
-                self._put_aside(batch)
+                self._spool_batch(batch)
                 while self._queue:
-                    self._put_aside(self._next_batch())
+                    self._spool_batch(self._next_batch())
                 raise
             if not taken:
-                self._put_aside(batch)
+                self._spool_batch(batch)
         self._depth.set(0)
         return taken
 
@@ -98,7 +98,7 @@ class Trail:
             return False
         return True
 
-    def _put_aside(self, batch: list[AuditRow]) -> None:
+    def _spool_batch(self, batch: list[AuditRow]) -> None:
         if self._spill.append(batch):
             self._spilled.inc(len(batch))
         else:
@@ -136,7 +136,7 @@ class Trail:
             except (InvalidInput, ValueError) as error:
                 assert segment is not None
                 log.error("audit_segment_refused", segment=segment.name, error=str(error)[:200])
-                self._dropped.inc(self._spill.set_aside(segment))
+                self._dropped.inc(self._spill.quarantine(segment))
                 continue
             except DomainError:
                 return

@@ -6,7 +6,7 @@ from hw_server.auth.tokens import TokenVerifier
 from hw_server.errors import Unauthenticated
 
 
-class Identification:
+class Authentication:
     def __init__(self, verifier: TokenVerifier, revocations: Revocations, sessions: SessionStore) -> None:
         self._verifier = verifier
         self._revocations = revocations
@@ -23,7 +23,7 @@ class Identification:
 
     async def by_token(self, token: str, client_ip: str | None, user_agent: bytes | None) -> Principal:
         """The caller; raises `Unauthenticated`."""
-        principal = self._verifier.remembered(token) or await self._verifier.verify(token)
+        principal = self._verifier.cached(token) or await self._verifier.verify(token)
         await self._revocations.check(principal)
         self._sessions.touch(principal, client_ip, user_agent.decode("latin-1") if user_agent else None)
         return principal
