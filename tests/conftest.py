@@ -73,7 +73,9 @@ class Running:
         return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{")]
 
     def lines_of(self, request_id: str) -> list[dict[str, Any]]:
-        return [line for line in self.log() if line.get("request_id") == request_id]
+        """The lines that tell of a finished request, call or refused handshake."""
+        finished = ("request", "call", "socket_refused")
+        return [line for line in self.log() if line.get("request_id") == request_id and line["event"] in finished]
 
     def client(self, token: str | None = None, **options: Any) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {token}"} if token else {}

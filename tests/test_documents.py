@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hw_server.http.problems import STATUS
 from hw_server.settings import PRODUCTION_DEFAULTS, variable_of
-from hw_server.ws.codes import RPC_CODE, CloseCode
+from hw_server.ws.codes import PLATFORM_ERRORS, CloseCode
 
 PROJECT = Path(__file__).parent.parent
 DOCUMENTS = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
@@ -59,8 +58,8 @@ def test_every_setting_is_listed() -> None:
 
 def test_every_code_is_listed() -> None:
     text = (PROJECT / "docs/protocol.md").read_text()
-    for code, status in STATUS.items():
-        assert f"| `{code}` | {status} | {RPC_CODE.get(code, '')} |" in text
+    for kind in PLATFORM_ERRORS:
+        assert f"| `{kind.code}` | {kind.status} | {vars(kind).get('rpc_code', '')} |" in text
     for close in CloseCode:
         assert f"| {int(close)} | `{close.name.lower()}` |" in text
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hw_server.http.problems import STATUS
-from hw_server.ws.codes import CloseCode
+from hw_server.ws.codes import PLATFORM_ERRORS, CloseCode
 from tests.conftest import PROJECT, Running
 
 PROMETHEUS = PROJECT / "docker" / "prometheus"
@@ -74,7 +73,9 @@ async def test_alerts_use_series_that_are_exported(server: Running, token: Calla
 
 def test_rejections_are_outcomes_that_exist() -> None:
     [outcomes] = re.findall(r'ws_connections_total\{outcome=~"([^"]+)"\}', ALERTS)
-    assert set(outcomes.split("|")) <= STATUS.keys() | {code.name.lower() for code in CloseCode}
+    assert set(outcomes.split("|")) <= {kind.code for kind in PLATFORM_ERRORS} | {
+        code.name.lower() for code in CloseCode
+    }
 
 
 def test_every_alert_has_its_runbook() -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from hw_server import audit
 from hw_server.app import create_app
 from hw_server.errors import DomainError
-from hw_server.http.problems import STATUS
 from hw_server.operations import CountCache, Feature, Operations, Provided, Read
-from hw_server.operations.binder import Binder
+from hw_server.operations.signature import Signature, read_signature
+from hw_server.runtime.parts import Parts
 from hw_server.settings import load
-from hw_server.ws.codes import RPC_CODE
+from hw_server.ws.codes import PLATFORM_ERRORS, RPC_ERRORS
 from tests.conftest import PROJECT, Serve, until
 
 
@@ -23,10 +24,10 @@ class Body(BaseModel):
     id: int
 
 
-def bind(handler: Any, method: str = "put", path: str = "/{id}") -> Binder:
+def bind(handler: Any, method: str = "put", path: str = "/{id}") -> Signature:
     operations = Operations("/things")
     getattr(operations, method)("things.do", path, public=True)(handler)
-    return Binder(operations.declared[0], {})
+    return read_signature(operations.declared[0], Parts())
 
 
 def test_needs_a_role_or_public() -> None:
@@ -74,22 +75,17 @@ def test_a_route_is_declared_once() -> None:
     for name in ("things.get", "things.find"):
         operations.get(name, "/{id}", public=True)(whole)
     with pytest.raises(ValueError, match=r"things.find: GET /things/\{id\} is declared twice"):
-        create_app(load({}), [Feature("things", operations)])
+        create_app(load({}), [audit.feature, Feature("things", operations)])
 
 
 def test_problems_and_rpc_codes_map_one_to_one() -> None:
-    only_http = {"host_not_allowed", "origin_not_allowed", "method_not_allowed", "unsupported_media_type"}
-    only_http |= {"client_disconnected"}
-    only_rpc = {"parse_error", "invalid_request", "method_not_found"}
-    assert STATUS.keys() - only_http == RPC_CODE.keys() - only_rpc
-    assert len(set(RPC_CODE.values())) == len(RPC_CODE)
+    assert len({kind.code for kind in PLATFORM_ERRORS}) == len(PLATFORM_ERRORS)
+    assert len({kind.rpc_code for kind in RPC_ERRORS}) == len(RPC_ERRORS)
 
 
-def test_every_error_has_a_status() -> None:
-    from hw_server import errors
-
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DomainError)]
-    assert {kind.code for kind in kinds} == STATUS.keys()
+def test_an_error_without_a_status_is_refused() -> None:
+    with pytest.raises(TypeError, match="Odd: `title` is neither set nor inherited"):
+        type("Odd", (DomainError,), {"code": "odd"})
 
 
 async def test_what_follows_the_commit_undoes_nothing(

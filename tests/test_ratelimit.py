@@ -58,7 +58,7 @@ async def test_instances_share_the_count(serve: Serve, token: Token) -> None:
 
 
 async def test_sockets_have_a_budget_of_their_own(serve: Serve, token: Token) -> None:
-    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="1", HW_RATELIMIT__WS_PER_MINUTE="3", **prefix()) as running:
+    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="1", HW_RATELIMIT__WS_PER_MINUTE="4", **prefix()) as running:
         async with running.socket(token("alice")) as socket:
             codes = [(await socket.call("ping")).get("error", {}).get("code") for _ in range(4)]
         async with running.client(token("alice")) as client:

@@ -98,7 +98,7 @@ async def test_a_socket_asks_while_the_feed_is_broken(guarded: Running, provider
         assert "result" in await socket.call("me.get")
         await redis.client_kill_filter(_type="pubsub")
         await asyncio.sleep(0.1)  # to be noticed; the feed is back after half a second
-        await redis.zadd("hw:revoked", {sid: time.time() + 60})
+        await redis.zadd("hw:revoked", {f"session:{sid}": time.time() + 60})
         with contextlib.suppress(websockets.ConnectionClosed):
             assert (await socket.call("me.get"))["error"]["code"] == -32001
         assert await socket.closed() == (4403, "session_revoked")

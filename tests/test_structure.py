@@ -20,6 +20,7 @@ LAYERS = [
     {"db", "redis"},
     {"auth", "ratelimit"},
     {"operations"},
+    {"admission"},
     {"http", "ws"},
     {"health", "audit", "sessions", "authors", "console"},
     {"features"},

@@ -1,14 +1,27 @@
-"""Domain errors. They know nothing of HTTP or WebSocket; each protocol translates them once
-(`http/problems.py`, `ws/codes.py`)."""
+"""Domain errors. Each class carries its HTTP status and its JSON-RPC code; a subclass inherits those of its nearest ancestor,
+so that a feature's own error works on both protocols at once:
 
-from typing import Any
+    class LoanLimit(Conflict):
+        code = "loan_limit"
+        title = "Loan limit reached"
+"""
+
+from typing import Any, ClassVar
 
 
 class DomainError(Exception):
-    """Something the caller is told about. `code` is stable and for programs, `title` is for people."""
+    """An error that the caller is told about. `code` is stable and for programs, `title` is for people, `detail` says what is
+    wrong with this request, `extra` holds further members of the answer."""
 
-    code = "internal_error"
-    title = "Internal server error"
+    code: ClassVar[str]
+    title: ClassVar[str]
+    status: ClassVar[int]
+    rpc_code: ClassVar[int]
+
+    def __init_subclass__(cls) -> None:
+        missing = [name for name in ("code", "title", "status", "rpc_code") if not hasattr(cls, name)]
+        if missing:
+            raise TypeError(f"{cls.__qualname__}: `{missing[0]}` is neither set nor inherited")
 
     def __init__(self, detail: str | None = None, **extra: Any) -> None:
         super().__init__(detail or self.title)
@@ -16,11 +29,22 @@ class DomainError(Exception):
         self.extra = extra
 
 
+class InternalError(DomainError):
+    """What the caller is told of a defect."""
+
+    code = "internal_error"
+    title = "Internal server error"
+    status = 500
+    rpc_code = -32603
+
+
 class InvalidInput(DomainError):
     """Input that does not fit the declaration. `errors` holds `{"field", "message", "type"}` objects."""
 
     code = "validation_error"
-    title = "The request is not valid"
+    title = "Validation error"
+    status = 422
+    rpc_code = -32602
 
     def __init__(self, errors: list[dict[str, str]], detail: str | None = None) -> None:
         super().__init__(detail, errors=errors)
@@ -28,15 +52,40 @@ class InvalidInput(DomainError):
 
 
 class Malformed(DomainError):
+    """Input that cannot be parsed."""
+
     code = "malformed_request"
-    title = "The request could not be read"
+    title = "Malformed request"
+    status = 400
+    rpc_code = -32000
+
+
+class HostNotAllowed(Malformed):
+    code = "host_not_allowed"
+    title = "Host not allowed"
+
+
+class MethodNotAllowed(Malformed):
+    """`allow` lists the methods of the path, as the `Allow` header wants them."""
+
+    code = "method_not_allowed"
+    title = "Method not allowed"
+    status = 405
+
+
+class UnsupportedMediaType(Malformed):
+    code = "unsupported_media_type"
+    title = "Unsupported media type"
+    status = 415
 
 
 class Unauthenticated(DomainError):
     """`reason` is a bounded word for metrics and `WWW-Authenticate`, never a piece of the token."""
 
     code = "unauthenticated"
-    title = "A valid access token is required"
+    title = "Unauthorized"
+    status = 401
+    rpc_code = -32001
 
     def __init__(self, reason: str, detail: str | None = None) -> None:
         super().__init__(detail)
@@ -45,49 +94,35 @@ class Unauthenticated(DomainError):
 
 class Forbidden(DomainError):
     code = "forbidden"
-    title = "The caller lacks the required role"
+    title = "Forbidden"
+    status = 403
+    rpc_code = -32003
+
+
+class OriginNotAllowed(Forbidden):
+    code = "origin_not_allowed"
+    title = "Origin not allowed"
 
 
 class NotFound(DomainError):
     code = "not_found"
-    title = "There is no such thing"
-
-
-class MethodNotAllowed(DomainError):
-    code = "method_not_allowed"
-    title = "The resource does not support this method"
+    title = "Not found"
+    status = 404
+    rpc_code = -32004
 
 
 class Conflict(DomainError):
     code = "conflict"
-    title = "The request conflicts with what is stored"
+    title = "Conflict"
+    status = 409
+    rpc_code = -32009
 
 
 class PayloadTooLarge(DomainError):
     code = "payload_too_large"
-    title = "The request is larger than the server accepts"
-
-
-class UnsupportedMediaType(DomainError):
-    code = "unsupported_media_type"
-    title = "The body must be application/json"
-
-
-class HostNotAllowed(DomainError):
-    code = "host_not_allowed"
-    title = "The server does not answer for this host"
-
-
-class OriginNotAllowed(DomainError):
-    code = "origin_not_allowed"
-    title = "Pages of this origin may not open a socket here"
-
-
-class Disconnected(DomainError):
-    """Nobody reads this answer; metrics and the audit trail tell it from a defect."""
-
-    code = "client_disconnected"
-    title = "The client went away before its request was whole"
+    title = "Payload too large"
+    status = 413
+    rpc_code = -32013
 
 
 class RateLimited(DomainError):
@@ -95,19 +130,34 @@ class RateLimited(DomainError):
 
     code = "rate_limited"
     title = "Too many requests"
+    status = 429
+    rpc_code = -32029
 
     def __init__(self, retry_after: int, detail: str | None = None) -> None:
         super().__init__(detail, retry_after=retry_after)
         self.retry_after = retry_after
 
 
+class ClientDisconnected(Malformed):
+    """The client went away before its request was whole. Nobody reads this answer; metrics and the audit trail tell it from
+    a defect. 499 is nginx's status for it."""
+
+    code = "client_disconnected"
+    title = "Client disconnected"
+    status = 499
+
+
 class Unavailable(DomainError):
     """A part the answer needs is out of reach; the same request may succeed later."""
 
     code = "unavailable"
-    title = "The service cannot answer right now"
+    title = "Service unavailable"
+    status = 503
+    rpc_code = -32053
 
 
 class Timeout(DomainError):
     code = "timeout"
-    title = "The request took too long"
+    title = "Timeout"
+    status = 504
+    rpc_code = -32054

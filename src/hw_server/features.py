@@ -1,9 +1,10 @@
-"""What this server can do. A new resource adds its line here."""
+"""What this server can do. A new resource adds its line here. Services start in this order and stop in reverse: the audit
+trail last, after everything that writes to it."""
 
 from hw_server import audit, authors, sessions
 
 FEATURES = (
-    authors.feature,
     audit.feature,
     sessions.feature,
+    authors.feature,
 )

@@ -1,4 +1,4 @@
-"""Monthly partitions of `user_actions`: the coming ones are made, those past the retention are dropped."""
+"""Monthly partitions of `user_actions`: coming ones are created, those past the retention are dropped."""
 
 import asyncio
 from datetime import UTC, date, datetime
@@ -16,7 +16,7 @@ PREFIX = "user_actions_y"
 
 
 class Partitions:
-    """A supervised service. Several processes may run it: one at a time works, the others find nothing to do."""
+    """A supervised service. Every process runs it; an advisory lock lets one at a time work, and the others find nothing to do."""
 
     name = "audit-partitions"
 
@@ -35,16 +35,13 @@ class Partitions:
                 pause = 10.0
             await asyncio.sleep(pause)
 
-    async def drain(self) -> None:
-        return None
-
 
 async def maintain(connection: Connection, retention_months: int, today: date) -> None:
-    """Makes this month's partition and the next two, drops those wholly older than the retention."""
-    # Waiting for the table's lock stops everybody who comes after: then rather later.
+    """Creates the partitions of this month and the next two, drops those older than the retention."""
+    # A queued exclusive lock blocks later statements on the table: give up after 1 s and retry.
     await connection.execute("SET LOCAL lock_timeout = '1s'")
     await connection.execute("SELECT pg_advisory_xact_lock($1)", ADVISORY_LOCK)
-    there = {
+    existing = {
         row["name"]
         for row in await connection.fetch(
             "SELECT c.relname AS name FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
@@ -54,17 +51,17 @@ async def maintain(connection: Connection, retention_months: int, today: date) -
     for months in range(3):
         first, end = _month(today, months), _month(today, months + 1)
         name = f"{PREFIX}{first:%Ym%m}"
-        if name not in there:
+        if name not in existing:
             await _create(connection, name, first, end)
     oldest = f"{PREFIX}{_month(today, -retention_months):%Ym%m}"
-    for name in sorted(there):
+    for name in sorted(existing):
         if name.startswith(PREFIX) and name < oldest:
             await connection.execute(f"DROP TABLE {name}")
             log.info("audit_partition_dropped", partition=name)
 
 
 async def _create(connection: Connection, name: str, first: date, end: date) -> None:
-    """Rows of that month that fell into the default partition move along."""
+    """Rows of that month that are in the default partition are moved to the new one."""
     await connection.execute(f"CREATE TABLE {name} (LIKE user_actions INCLUDING ALL)")
     await connection.execute(
         f"WITH moved AS (DELETE FROM user_actions_default WHERE occurred_at >= '{first}+00' AND occurred_at < '{end}+00' "

@@ -12,7 +12,7 @@ from hw_server.audit.models import AUDIT_READ, AuditEntry, AuditFilter
 from hw_server.auth import Principal
 from hw_server.db import Database
 from hw_server.http.dependencies import call_of, provided, require
-from hw_server.http.problems import problems
+from hw_server.http.problems import problem_responses
 from hw_server.operations import AuditTrail, action_row
 
 PAGE = 500
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/audit-logs", tags=["audit"])
     "/export",
     operation_id="audit.export",
     response_class=StreamingResponse,
-    responses={200: {"content": {"application/x-ndjson": {}}}, **problems(401, 403, 422, 429, 500, 503)},
+    responses={200: {"content": {"application/x-ndjson": {}}}, **problem_responses(401, 403, 422, 429, 500, 503)},
 )
 async def export(
     request: Request,

@@ -1,5 +1,5 @@
-"""Audit rows on disk while PostgreSQL is out of reach: segments of JSON lines, owned by one process until it ends,
-then taken over by whichever process finds them first (a lock on the file)."""
+"""Audit rows on disk while PostgreSQL is out of reach: segments of JSON lines. A lock on the file makes a segment the property of
+one process; when that one ends, the first process that finds the segment takes it over."""
 
 import fcntl
 import os
@@ -19,7 +19,7 @@ SEGMENT_BYTES = 1_048_576
 
 
 class Segment:
-    """A closed or open file that this process has locked."""
+    """A file of the spool that this process has locked."""
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
@@ -30,12 +30,12 @@ class Segment:
         return self.path.name
 
     def append(self, data: bytes) -> bool:
-        """Adds whole lines durably; False where the disk refuses, with none of them left behind."""
+        """Appends lines and syncs them to disk. Returns False when the disk refuses; then none of them is left in the file."""
         end = self.file.seek(0, os.SEEK_END)
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[self.file.write(rest) :]
+            unwritten = memoryview(data)
+            while unwritten:
+                unwritten = unwritten[self.file.write(unwritten) :]
             os.fsync(self.file.fileno())
         except OSError:
             with suppress(OSError):
@@ -44,12 +44,14 @@ class Segment:
         return True
 
     def rows(self) -> list[AuditRow]:
-        """The whole lines of it; a last line that a crash cut off is left out. Raises ValueError for what is no row."""
+        """The rows of all complete lines; a crash may have cut the last one off. Raises ValueError for a line that is no row."""
         self.file.seek(0)
         return [ROW.validate_json(line) for line in self.file.read().split(b"\n")[:-1]]
 
 
 class Spool:
+    """The segments in `folder`, `max_bytes` together at most."""
+
     def __init__(self, folder: Path, max_bytes: int, metrics: Metrics) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
@@ -57,7 +59,7 @@ class Spool:
         self._open: Segment | None = None
 
     def append(self, rows: list[AuditRow]) -> bool:
-        """Writes rows durably; False where there is no room or the disk refuses."""
+        """Writes rows durably. Returns False when the spool is full or the disk refuses."""
         data = b"".join(ROW.dump_json(row) + b"\n" for row in rows)
         try:
             if self.size() + len(data) > self._max_bytes:
@@ -96,7 +98,7 @@ class Spool:
         self._bytes.set(self.size())
 
     def quarantine(self, segment: Segment) -> int:
-        """Keeps a file that cannot be replayed for a person to look at; nothing reads it again. Returns its lines."""
+        """Renames a segment that cannot be replayed, for a person to look at; nothing reads it again. Returns its number of lines."""
         segment.path.rename(segment.path.with_suffix(".quarantined"))
         segment.file.seek(0)
         lines = segment.file.read().count(b"\n")

@@ -1,5 +1,5 @@
-"""Writing audit rows. A change's row goes into the change's own transaction. All others wait in a bounded queue and are
-written in batches; while PostgreSQL is out of reach they go to disk and are replayed. Nothing ever waits for them."""
+"""Writing audit rows. The row of a change is part of the change's own transaction. All others wait in a bounded queue and are
+written in batches; while PostgreSQL is out of reach they are spooled to disk and replayed. No request waits for them."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ import structlog
 
 from hw_server.audit.spool import Segment, Spool
 from hw_server.db import Connection, Database
-from hw_server.errors import DomainError, InvalidInput
+from hw_server.errors import DomainError, InvalidInput, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import AuditRow
 from hw_server.settings import AuditSettings
@@ -32,7 +32,7 @@ class AuditWriter:
         self._settings = settings
         self._db = db
         self._queue: deque[AuditRow] = deque()
-        self._spill = Spool(settings.spill_dir, settings.spill_max_bytes, metrics)
+        self._spool = Spool(settings.spill_dir, settings.spill_max_bytes, metrics)
         self._wake = asyncio.Event()
         self._written = metrics.audit_rows.labels("written")
         self._transactional = metrics.audit_rows.labels("transactional")
@@ -53,6 +53,16 @@ class AuditWriter:
         await connection.execute(INSERT, *row)
         self._transactional.inc()
 
+    async def write(self, row: AuditRow) -> None:
+        try:
+            await self._write([row])
+        except DomainError as error:
+            log.warning("audit_rows_spilled", rows=1, error=error.code)
+            if not self._spool.append([row]):
+                self._dropped.inc()
+                raise Unavailable("the audit trail cannot be written") from error
+            self._spilled.inc()
+
     async def run(self) -> None:
         while True:
             with suppress(TimeoutError):
@@ -62,44 +72,44 @@ class AuditWriter:
                 await self._replay()
 
     async def drain(self) -> None:
-        """Writes what waits; the producers have stopped."""
+        """Writes the queue; the producers have stopped."""
         await self.flush()
 
     async def flush(self) -> bool:
-        """Writes what waits. What PostgreSQL does not take goes to disk, and the rest with it unasked: then False."""
-        taken = True
+        """Writes the queue to PostgreSQL. Returns False when PostgreSQL refused a batch: that one and all later ones are spooled."""
+        written = True
         while self._queue:
             batch = self._next_batch()
             try:
-                taken = taken and await self._taken(batch)
+                written = written and await self._try_write(batch)
             except asyncio.CancelledError:
                 self._spool_batch(batch)
                 while self._queue:
                     self._spool_batch(self._next_batch())
                 raise
-            if not taken:
+            if not written:
                 self._spool_batch(batch)
         self._depth.set(0)
-        return taken
+        return written
 
     def _next_batch(self) -> list[AuditRow]:
         self._depth.set(len(self._queue))
         return [self._queue.popleft() for _ in range(min(len(self._queue), self._settings.batch_size))]
 
-    async def _taken(self, batch: list[AuditRow]) -> bool:
+    async def _try_write(self, batch: list[AuditRow]) -> bool:
         try:
             await self._write(batch)
         except DomainError as error:
             log.warning("audit_rows_spilled", rows=len(batch), error=error.code)
             return False
         except Exception:
-            # A defect, such as a missing table: the rows wait on disk until it is mended.
+            # A defect, such as a missing table: the rows stay on disk until it is fixed.
             log.exception("audit_write_failed", rows=len(batch))
             return False
         return True
 
     def _spool_batch(self, batch: list[AuditRow]) -> None:
-        if self._spill.append(batch):
+        if self._spool.append(batch):
             self._spilled.inc(len(batch))
         else:
             self._dropped.inc(len(batch))
@@ -114,7 +124,7 @@ class AuditWriter:
                 log.error("audit_row_refused", action=batch[0].action)
                 self._dropped.inc()
                 return
-            # One row that the table refuses must not take the others along.
+            # One bad row must not fail the others.
             middle = len(batch) // 2
             await self._write(batch[:middle])
             await self._write(batch[middle:])
@@ -123,34 +133,34 @@ class AuditWriter:
         self._flush_time.observe(time.perf_counter() - started)
 
     async def _replay(self) -> None:
-        """Writes spilled segments, each in one transaction, then removes them."""
-        while self._spill.waiting:
+        """Writes spooled segments, each in one transaction, then removes them."""
+        while self._spool.waiting:
             segment = None
             try:
-                # Connected first: while PostgreSQL is away the open segment goes on being filled.
+                # The connection comes first: while PostgreSQL is away the open segment stays open.
                 async with self._db.write() as connection:
-                    segment = self._spill.oldest()
+                    segment = self._spool.oldest()
                     if segment is None:
                         return
                     written = await self._copy(connection, segment)
             except (InvalidInput, ValueError) as error:
                 assert segment is not None
                 log.error("audit_segment_refused", segment=segment.name, error=str(error)[:200])
-                self._dropped.inc(self._spill.quarantine(segment))
+                self._dropped.inc(self._spool.quarantine(segment))
                 continue
             except DomainError:
                 return
             except Exception:
                 log.exception("audit_replay_failed")
                 return
-            self._spill.remove(segment)
+            self._spool.remove(segment)
             self._written.inc(written)
             log.info("audit_rows_replayed", rows=written)
 
     @staticmethod
     async def _copy(connection: Connection, segment: Segment) -> int:
-        """The number of rows written. The segment's name is written with them: a file that was replayed but not removed
-        is not written twice."""
+        """Returns the number of rows written. The segment's name is written in the same transaction, so that a file that was
+        replayed but not removed is not replayed twice."""
         fresh = await connection.fetchval(
             "INSERT INTO audit_replays (segment) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true", segment.name
         )

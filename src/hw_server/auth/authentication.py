@@ -1,33 +1,41 @@
-"""From an `Authorization` header to a caller, the same way for HTTP and WebSocket."""
+"""From an access token to a caller, the same way for HTTP and WebSocket."""
+
+from collections.abc import Callable
 
 from hw_server.auth.principal import Principal
-from hw_server.auth.sessions import Revocations, SessionStore
+from hw_server.auth.revocations import Revocations
 from hw_server.auth.tokens import TokenVerifier
 from hw_server.errors import Unauthenticated
 
+Seen = Callable[[Principal, str | None, str | None], None]
+
+
+def bearer_token(header: bytes) -> str:
+    """The token of an `Authorization` header (RFC 6750); raises `Unauthenticated` for any other scheme."""
+    scheme, _, token = header.decode("latin-1").partition(" ")
+    token = token.strip()
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthenticated("malformed")
+    return token
+
 
 class Authentication:
-    def __init__(self, verifier: TokenVerifier, revocations: Revocations, sessions: SessionStore) -> None:
+    """`listeners` are told of each authentication: the caller, the client's address and its user agent."""
+
+    def __init__(self, verifier: TokenVerifier, revocations: Revocations) -> None:
         self._verifier = verifier
         self._revocations = revocations
-        self._sessions = sessions
+        self.listeners: list[Seen] = []
 
-    async def by_header(self, value: bytes | None, client_ip: str | None, user_agent: bytes | None) -> Principal | None:
-        """None without a header; raises `Unauthenticated` for anything but a good bearer token."""
-        if value is None:
-            return None
-        scheme, _, token = value.decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise Unauthenticated("malformed")
-        return await self.by_token(token.strip(), client_ip, user_agent)
-
-    async def by_token(self, token: str, client_ip: str | None, user_agent: bytes | None) -> Principal:
-        """The caller; raises `Unauthenticated`."""
+    async def authenticate(self, token: str, client_ip: str | None, user_agent: str | None) -> Principal:
+        """Raises `Unauthenticated` for a token that is not valid or whose session was revoked, `Unavailable` where that
+        cannot be told."""
         principal = self._verifier.cached(token) or await self._verifier.verify(token)
         await self._revocations.check(principal)
-        self._sessions.touch(principal, client_ip, user_agent.decode("latin-1") if user_agent else None)
+        for listener in self.listeners:
+            listener(principal, client_ip, user_agent)
         return principal
 
-    async def check(self, principal: Principal) -> None:
-        """Raises `Unauthenticated` for a caller known before whose session was revoked since."""
+    async def recheck(self, principal: Principal) -> None:
+        """Raises `Unauthenticated` for a caller whose session was revoked since."""
         await self._revocations.check(principal)

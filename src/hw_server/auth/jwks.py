@@ -1,4 +1,5 @@
-"""The provider's signing keys: fetched when first needed, again for an unknown key, with a cooldown after a vain fetch."""
+"""The provider's signing keys (JWKS): fetched when first needed, and again for an unknown key, with a cooldown after a fetch that
+did not bring it."""
 
 import asyncio
 import time
@@ -18,7 +19,7 @@ ALGORITHMS = {"RSA": "RS256", "EC": "ES256"}
 
 
 class SigningKeys:
-    """Known keys keep working while the provider is down."""
+    """Keys fetched before keep working while the provider is down. `discovery` is its OpenID configuration as last fetched."""
 
     def __init__(self, settings: OidcSettings) -> None:
         self._settings = settings
@@ -26,14 +27,14 @@ class SigningKeys:
         self._keys: dict[str, PyJWK] = {}
         self._lock = asyncio.Lock()
         self._next_fetch = 0.0
-        self.described: dict[str, Any] | None = None  # as of the last fetch; the health check fetches it all the time
+        self.discovery: dict[str, Any] | None = None
         self._http = httpx.AsyncClient(timeout=settings.timeout, follow_redirects=False)
 
     async def close(self) -> None:
         await self._http.aclose()
 
     async def find(self, kid: str) -> PyJWK | None:
-        """The key, None where the provider has no such key; `Unavailable` where no key was ever fetched."""
+        """The key with this id, None when the provider has none; raises `Unavailable` when no key was ever fetched."""
         key = self._keys.get(kid)
         if key is None:
             await self._fetch_unless_known(kid)
@@ -42,10 +43,10 @@ class SigningKeys:
             raise Unavailable("the identity provider is out of reach")
         return key
 
-    async def configuration(self) -> dict[str, Any]:
-        """The provider's own description, fetched now; `Unavailable` where it does not answer."""
-        self.described = await self._get(f"{self._base}/.well-known/openid-configuration")
-        return self.described
+    async def discover(self) -> dict[str, Any]:
+        """The provider's OpenID configuration, fetched now; raises `Unavailable` when it does not answer."""
+        self.discovery = await self._get(f"{self._base}/.well-known/openid-configuration")
+        return self.discovery
 
     async def _fetch_unless_known(self, kid: str) -> None:
         async with self._lock:
@@ -55,17 +56,17 @@ class SigningKeys:
                 self._keys = await self._fetch()
             except Unavailable as error:
                 log.warning("jwks_fetch_failed", error=error.detail)
-            # A fetch that brings the key costs no cooldown: no sender of made-up keys can hold up a new real one.
+            # A fetch that brings the key starts no cooldown: made-up key ids cannot delay a real new key.
             if kid in self._keys:
                 return
-            # Without any key every request would wait for the provider: then ask again after a second.
+            # Without any key every request is refused: retry after a second.
             self._next_fetch = time.monotonic() + (self._settings.jwks_cooldown if self._keys else 1.0)
 
     async def _fetch(self) -> dict[str, PyJWK]:
-        discovered = await self.configuration()
+        discovered = await self.discover()
         if discovered.get("issuer") != self._settings.issuer:
             raise Unavailable(f"the provider calls itself {discovered.get('issuer')!r}, not oidc.issuer")
-        # The document names public addresses; this server may reach the provider only at its internal one.
+        # The document names public addresses; this server may reach the provider only at `oidc.internal_url`.
         address = str(discovered.get("jwks_uri", "")).replace(self._settings.issuer, self._base, 1)
         keys = {}
         for entry in (await self._get(address)).get("keys", []):

@@ -1,4 +1,4 @@
-"""Access token verification: local, with cached keys; a verified token is remembered until it expires."""
+"""Access token verification (RFC 9068, OpenID Connect): local, with cached keys; a verified token is cached until it expires."""
 
 import time
 from collections import OrderedDict
@@ -35,24 +35,26 @@ REASONS: tuple[tuple[type[PyJWTError], str], ...] = (
 
 
 class TokenVerifier:
+    """Checks signature, issuer, audience, times and kind of a token. The cache is bounded and keyed by a hash of the token."""
+
     def __init__(self, settings: OidcSettings, keys: SigningKeys, metrics: Metrics) -> None:
         self._settings = settings
         self._keys = keys
         self._roles_path = settings.roles_claim.split(".")
-        self._known: OrderedDict[bytes, Principal] = OrderedDict()
+        self._verified: OrderedDict[bytes, Principal] = OrderedDict()
         self._attempts = metrics.auth_attempts
         self._ok = metrics.auth_attempts.labels("ok")
 
     def cached(self, token: str) -> Principal | None:
-        """The caller of a token verified before, without waiting."""
-        principal = self._known.get(sha256(token.encode("utf-8", "surrogatepass")).digest())
+        """The caller of a token that was verified before, None for any other."""
+        principal = self._verified.get(sha256(token.encode("utf-8", "surrogatepass")).digest())
         if principal is None or time.time() >= principal.expires_at + self._settings.leeway:
             return None
         self._ok.inc()
         return principal
 
     async def verify(self, token: str) -> Principal:
-        """The caller; raises `Unauthenticated` with a bounded reason."""
+        """The caller; raises `Unauthenticated`, with one of a bounded number of reasons."""
         try:
             principal = await self._verify(token)
         except Unauthenticated as error:
@@ -128,9 +130,9 @@ class TokenVerifier:
     def _cache(self, token: str, principal: Principal) -> None:
         if self._settings.token_cache_size == 0:
             return
-        self._known[sha256(token.encode("utf-8", "surrogatepass")).digest()] = principal
-        if len(self._known) > self._settings.token_cache_size:
-            self._known.popitem(last=False)
+        self._verified[sha256(token.encode("utf-8", "surrogatepass")).digest()] = principal
+        if len(self._verified) > self._settings.token_cache_size:
+            self._verified.popitem(last=False)
 
 
 def _is_access_token(header: dict[str, Any], claims: dict[str, Any]) -> bool:

@@ -49,20 +49,21 @@ def end_user(user: Annotated[str, typer.Argument(help="The user's name or `sub`.
 
 
 async def _of(store: "SessionStore", user: str | None) -> "list[Session]":
-    return [session async for session in store.everybody() if user in (None, session.sub, session.username)]
+    return [session async for session in store.scan() if user in (None, session.sub, session.username)]
 
 
 def _with_store(work: "Callable[[SessionStore], Awaitable[T]]") -> T:
-    from hw_server.auth.sessions import Revocations, SessionStore
+    from hw_server.auth.revocations import Revocations
+    from hw_server.auth.sessions import SessionStore
     from hw_server.cli.stack import running_environment
     from hw_server.errors import Unavailable
     from hw_server.observability.metrics import Metrics
-    from hw_server.redis import Keys, RedisClient
+    from hw_server.redis import AuthRedis, Keys
 
     settings = settings_or_exit(running_environment())
 
     async def run() -> T:
-        redis = RedisClient(settings.redis, settings.redis.auth_db, Metrics())
+        redis = AuthRedis(settings.redis, Metrics())
         keys = Keys(settings.redis.key_prefix)
         try:
             return await work(SessionStore(redis, keys, Revocations(settings.oidc, redis, keys)))

@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hw_server.embedded import ProcessSpec, Stack
+    from hw_server.operations import Feature
 
 APP = "hw-server"
-SEED = (
-    {"name": "Ursula K. Le Guin", "born": "1929-10-21", "bio": "The Left Hand of Darkness"},
-    {"name": "Italo Calvino", "born": "1923-10-15", "bio": "Invisible Cities"},
-    {"name": "Toni Morrison", "born": "1931-02-18", "bio": "Beloved"},
-    {"name": "Jorge Luis Borges", "born": "1899-08-24", "bio": "Ficciones"},
-    {"name": "Wislawa Szymborska", "born": "1923-07-02", "bio": "View with a Grain of Sand"},
-)
+SEEDING_USER = "dave"  # has all roles
 State = Annotated[
     Path,
     typer.Option(
@@ -218,23 +215,33 @@ def _say(line: str) -> None:
 
 
 def _seed(stack: "Stack") -> None:
-    """A handful of authors, through the API, where there are none."""
+    """Adds the features' rows for development, through the API, where there are none."""
     import httpx
 
-    base = f"http://127.0.0.1:{stack.ports.app}/api"
-    command = [sys.executable, "-m", "hw_server.cli", "token", "alice"]
-    environment = {**os.environ, "HWSTATE": str(stack.state)}
-    told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
-    if told.returncode != 0:
-        typer.echo(f"  no authors were added: {told.stderr.strip()}", err=True)
+    seeds = [feature.seed for feature in _features() if feature.seed is not None]
+    if not seeds:
         return
-    with httpx.Client(headers={"Authorization": f"Bearer {told.stdout.strip()}"}, timeout=10, trust_env=False) as http:
-        answer = http.get(f"{base}/authors?per_page=1")
-        if answer.status_code != 200 or answer.json()["items"]:
-            return
-        for author in SEED:
-            http.post(f"{base}/authors", json=author)
-    _say(f"{len(SEED)} authors added")
+    base = f"http://127.0.0.1:{stack.ports.app}/api"
+    command = [sys.executable, "-m", "hw_server.cli", "token", SEEDING_USER]
+    environment = {**os.environ, "HWSTATE": str(stack.state)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+    if result.returncode != 0:
+        typer.echo(f"  no rows were added: {result.stderr.strip()}", err=True)
+        return
+    headers = {"Authorization": f"Bearer {result.stdout.strip()}"}
+    with httpx.Client(headers=headers, timeout=10, trust_env=False) as http:
+        for seed in seeds:
+            response = http.get(f"{base}{seed.path}?per_page=1")
+            if response.status_code == 200 and not response.json()["items"]:
+                added = [http.post(f"{base}{seed.path}", json=dict(row)).status_code for row in seed.rows]
+                _say(f"{added.count(201)} {seed.path.strip('/')} added")
+
+
+def _features() -> "Sequence[Feature]":
+    from hw_server.cli.serve import settings_or_exit
+    from hw_server.operations import load_features
+
+    return load_features(settings_or_exit().features)
 
 
 def _table(stack: "Stack") -> None:
@@ -246,7 +253,7 @@ def _table(stack: "Stack") -> None:
     base = f"http://localhost:{stack.ports.app}"
     identity = f"http://127.0.0.1:{stack.ports.oidc}"
     rows = (
-        ("API", f"{base}/api/authors"),
+        ("API", f"{base}/api"),
         ("API documents", f"{base}/docs"),
         ("Console", f"{base}/"),
         ("WebSocket", f"ws://localhost:{stack.ports.app}/web"),
@@ -270,4 +277,5 @@ def _table(stack: "Stack") -> None:
     hw = Path(sys.executable).parent / "hw"
     shown = hw.relative_to(Path.cwd()) if hw.is_relative_to(Path.cwd()) else hw
     console.print("A first request:\n", highlight=False)
-    print(f'  curl -s -H "Authorization: Bearer $({shown} token alice)" {base}/api/authors\n')
+    seeded = next((feature.seed.path for feature in _features() if feature.seed is not None), "/me")
+    print(f'  curl -s -H "Authorization: Bearer $({shown} token alice)" {base}/api{seeded}\n')

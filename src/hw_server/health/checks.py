@@ -8,10 +8,10 @@ from hw_server.auth.jwks import SigningKeys
 from hw_server.db import Database
 from hw_server.errors import DomainError
 from hw_server.observability.metrics import Metrics
-from hw_server.redis import RedisClient
+from hw_server.redis import AuthRedis, CacheRedis
 
 INTERVAL = 5.0  # seconds between two checks of the background service
-FRESH = 1.0  # seconds an answer is given again
+MAX_AGE = 1.0  # seconds a report is given again
 TIMEOUT = 2.0  # seconds for one component
 
 
@@ -27,18 +27,16 @@ class Report(BaseModel):
 
 
 class Health:
-    """A supervised service: keeps the gauges true also when nobody asks."""
+    """A supervised service: it keeps the gauges up to date also when nobody asks."""
 
     name = "health"
 
-    def __init__(
-        self, db: Database, cache: RedisClient, auth: RedisClient, keys: SigningKeys, metrics: Metrics
-    ) -> None:
+    def __init__(self, db: Database, cache: CacheRedis, auth: AuthRedis, keys: SigningKeys, metrics: Metrics) -> None:
         self._checks: dict[str, Any] = {
             "postgresql": db.ping,
             "redis_cache": cache.ping,
             "redis_auth": auth.ping,
-            "identity": keys.configuration,
+            "identity": keys.discover,
         }
         self._db_up, self._redis_up = metrics.db_up, metrics.redis_up
         self._report: Report | None = None
@@ -46,9 +44,13 @@ class Health:
         self._lock = asyncio.Lock()
         self.draining = False
 
+    def start_draining(self) -> None:
+        """From now on the process is not ready."""
+        self.draining = True
+
     async def report(self) -> Report:
         async with self._lock:
-            if self._report is None or time.monotonic() - self._checked > FRESH:
+            if self._report is None or time.monotonic() - self._checked > MAX_AGE:
                 self._report = await self._check()
                 self._checked = time.monotonic()
         if self.draining:
@@ -60,22 +62,19 @@ class Health:
             await self.report()
             await asyncio.sleep(INTERVAL)
 
-    async def drain(self) -> None:
-        return None
-
     async def _check(self) -> Report:
-        found = await asyncio.gather(*(self._ask(check) for check in self._checks.values()))
-        components = dict(zip(self._checks, found, strict=True))
+        results = await asyncio.gather(*(self._run_check(check) for check in self._checks.values()))
+        components = dict(zip(self._checks, results, strict=True))
         self._db_up.set(components["postgresql"].status == "ok")
         self._redis_up.set(components["redis_cache"].status == components["redis_auth"].status == "ok")
         if components["postgresql"].status == "down":
             status: Literal["ok", "degraded", "down"] = "down"
         else:
-            status = "ok" if all(item.status == "ok" for item in found) else "degraded"
+            status = "ok" if all(item.status == "ok" for item in results) else "degraded"
         return Report(status=status, components=components)
 
     @staticmethod
-    async def _ask(check: Any) -> Component:
+    async def _run_check(check: Any) -> Component:
         started, error = time.perf_counter(), None
         try:
             await asyncio.wait_for(check(), TIMEOUT)

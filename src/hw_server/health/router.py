@@ -14,7 +14,7 @@ router = APIRouter(tags=["health"])
 @router.head("/health", include_in_schema=False)
 @router.get("/health", operation_id="health.get", responses={503: {"model": Report}})
 async def health(health: Annotated[Health, provided(Health)], response: Response) -> Report:
-    """Say whether requests can be answered: 503 without PostgreSQL or while the process drains."""
+    """Report whether requests can be answered: 503 without PostgreSQL or while the process drains."""
     report = await health.report()
     if report.status in ("down", "draining"):
         response.status_code = 503
@@ -24,7 +24,7 @@ async def health(health: Annotated[Health, provided(Health)], response: Response
 @router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", operation_id="health.live")
 async def live() -> dict[str, str]:
-    """Say that the process turns."""
+    """Report that the process is alive."""
     return {"status": "ok"}
 
 
@@ -32,6 +32,6 @@ async def live() -> dict[str, str]:
 async def expose(
     metrics: Annotated[Metrics, provided(Metrics)], db: Annotated[Database, provided(Database)]
 ) -> Response:
-    """Metrics as Prometheus text."""
+    """Get all metrics as Prometheus text."""
     db.report()
     return Response(metrics.expose(), media_type=metrics.content_type)

@@ -69,4 +69,4 @@ class Hosts:
         host = (header(scope, b"host") or b"").decode("latin-1").lower()
         name = host if host.endswith("]") else host.rsplit(":", 1)[0]
         if name not in self._exact and not name.endswith(self._suffixes):
-            raise HostNotAllowed
+            raise HostNotAllowed("the server does not answer for this host name")

@@ -1,4 +1,4 @@
-"""For routes that only HTTP speaks: the caller's role as a dependency, and the application's parts."""
+"""FastAPI dependencies for routes that only HTTP speaks: the caller with a role, and the application's parts."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from fastapi import Depends, Request
 from hw_server.auth import Principal
 from hw_server.errors import DomainError
 from hw_server.http.middleware import CALL
-from hw_server.http.problems import status_of
 from hw_server.operations import AuditTrail, Call, action_row, authorize
+from hw_server.runtime.parts import Parts
 
 
 def call_of(request: Request) -> Call:
@@ -24,10 +24,9 @@ def require(role: str) -> Any:
         try:
             authorize(role, call)
         except DomainError as error:
-            route = request.scope["route"]
-            trail: AuditTrail = request.app.state.provided[AuditTrail]
-            row = action_row(call, route.operation_id, outcome="denied", status=status_of(error), error=error.code)
-            trail.record(row)
+            action = request.scope["route"].operation_id
+            row = action_row(call, action, outcome="denied", status=error.status, error=error.code)
+            _parts_of(request)[AuditTrail].record(row)
             raise
         assert call.caller is not None
         return call.caller
@@ -35,10 +34,15 @@ def require(role: str) -> Any:
     return Depends(caller)
 
 
-def provided(kind: Any) -> Any:
-    """`db: Annotated[Database, provided(Database)]`: a part of the application, by its type."""
+def provided(kind: type) -> Any:
+    """`db: Annotated[Database, provided(Database)]`: the application's part of a type."""
 
     async def part(request: Request) -> Any:
-        return request.app.state.provided[kind]
+        return _parts_of(request)[kind]
 
     return Depends(part)
+
+
+def _parts_of(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts

@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 
 from hw_server.auth.jwks import SigningKeys
 from hw_server.http.addresses import origin
-from hw_server.http.problems import schemas
+from hw_server.http.problems import problem_schemas
 from hw_server.settings import OidcSettings
 
 REDIRECT = "/docs/oauth2-redirect"
@@ -31,7 +31,7 @@ def add_documents(app: FastAPI, settings: OidcSettings, keys: SigningKeys) -> No
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            described()["components"]["schemas"].update(schemas())
+            described()["components"]["schemas"].update(problem_schemas())
         assert app.openapi_schema is not None
         return app.openapi_schema
 
@@ -65,7 +65,7 @@ def add_documents(app: FastAPI, settings: OidcSettings, keys: SigningKeys) -> No
     @app.get(DISCOVERY, include_in_schema=False)
     async def discovery() -> dict[str, Any]:
         """The provider's description, cut down to the one way in that the pages offer, and to the way out."""
-        found = keys.described or await keys.configuration()
+        found = keys.discovery or await keys.discover()
         kept = {name: found[name] for name in ("issuer", "authorization_endpoint", "token_endpoint")}
         kept |= {name: found[name] for name in ("end_session_endpoint",) if name in found}
         if settings.internal_url:

@@ -1,4 +1,4 @@
-"""Domain errors as `application/problem+json` (RFC 9457): one table, one function."""
+"""Domain errors as `application/problem+json` (RFC 9457)."""
 
 from typing import Any
 
@@ -16,26 +16,9 @@ from hw_server.errors import (
     NotFound,
     RateLimited,
     Unauthenticated,
+    Unavailable,
 )
 
-STATUS: dict[str, int] = {
-    "malformed_request": 400,
-    "host_not_allowed": 400,
-    "unauthenticated": 401,
-    "forbidden": 403,
-    "origin_not_allowed": 403,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "conflict": 409,
-    "payload_too_large": 413,
-    "unsupported_media_type": 415,
-    "validation_error": 422,
-    "rate_limited": 429,
-    "client_disconnected": 499,
-    "internal_error": 500,
-    "unavailable": 503,
-    "timeout": 504,
-}
 MEDIA_TYPE = "application/problem+json"
 REF = "#/components/schemas/{model}"
 
@@ -53,9 +36,9 @@ class Problem(BaseModel):
         json_schema_extra={
             "example": {
                 "type": "about:blank",
-                "title": "There is no such thing",
-                "status": 404,
-                "code": "not_found",
+                "title": NotFound.title,
+                "status": NotFound.status,
+                "code": NotFound.code,
                 "request_id": "5f0c6f3f6e9a4b0f",
             }
         }
@@ -82,11 +65,7 @@ def domain_error(error: Exception) -> DomainError | None:
                 return Malformed("not valid JSON")
             return InvalidInput(
                 [
-                    {
-                        "field": ".".join(map(str, item["loc"][1:])),
-                        "message": item["msg"],
-                        "type": item["type"],
-                    }
+                    {"field": ".".join(map(str, item["loc"][1:])), "message": item["msg"], "type": item["type"]}
                     for item in problems
                 ]
             )
@@ -99,15 +78,11 @@ def domain_error(error: Exception) -> DomainError | None:
     return None
 
 
-def status_of(error: DomainError) -> int:
-    return STATUS.get(error.code, 500)
-
-
-def body_of(error: DomainError, request_id: str) -> bytes:
+def problem_body(error: DomainError, request_id: str) -> bytes:
     document: dict[str, Any] = {
         "type": "about:blank",
         "title": error.title,
-        "status": status_of(error),
+        "status": error.status,
         "code": error.code,
         "request_id": request_id,
     }
@@ -117,30 +92,31 @@ def body_of(error: DomainError, request_id: str) -> bytes:
     return to_json(document)
 
 
-def response_of(error: DomainError, request_id: str) -> Response:
+def problem_response(error: DomainError, request_id: str) -> Response:
     headers = {}
-    if isinstance(error, RateLimited):
-        headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, Unauthenticated):
-        headers["WWW-Authenticate"] = (
-            'Bearer realm="hw"'
-            if error.reason == "missing"
-            else f'Bearer realm="hw", error="invalid_token", error_description="{error.reason}"'
-        )
-    if isinstance(error, MethodNotAllowed):
-        headers["Allow"] = error.extra["allow"]
-    if error.code == "unavailable":
-        headers["Retry-After"] = "1"
-    return Response(body_of(error, request_id), status_of(error), headers, MEDIA_TYPE)
+    match error:
+        case RateLimited():
+            headers["Retry-After"] = str(error.retry_after)
+        case Unauthenticated(reason="missing"):
+            headers["WWW-Authenticate"] = 'Bearer realm="hw"'
+        case Unauthenticated():
+            headers["WWW-Authenticate"] = (
+                f'Bearer realm="hw", error="invalid_token", error_description="{error.reason}"'
+            )
+        case MethodNotAllowed():
+            headers["Allow"] = error.extra["allow"]
+        case Unavailable():
+            headers["Retry-After"] = "1"
+    return Response(problem_body(error, request_id), error.status, headers, MEDIA_TYPE)
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses for these problems. A `model` would stand under `application/json`."""
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses for these statuses. A `model` would stand under `application/json`."""
     content = {MEDIA_TYPE: {"schema": {"$ref": REF.format(model=Problem.__name__)}}}
     return {status: {"content": content} for status in sorted(statuses)}
 
 
-def schemas() -> dict[str, Any]:
-    """What `problems` refers to, for the components of the OpenAPI document."""
+def problem_schemas() -> dict[str, Any]:
+    """What `problem_responses` refers to, for the components of the OpenAPI document."""
     schema = Problem.model_json_schema(ref_template=REF)
     return {**schema.pop("$defs"), Problem.__name__: schema}

@@ -3,125 +3,136 @@ executor, without FastAPI's dependency solving."""
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Body, Path, Query, Request, Security
 from fastapi.routing import APIRoute, APIRouter
 from fastapi.security import OpenIdConnect
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hw_server.errors import Disconnected, Malformed, MethodNotAllowed, UnsupportedMediaType
+from hw_server.errors import ClientDisconnected, MethodNotAllowed, UnsupportedMediaType
 from hw_server.http.middleware import CALL
-from hw_server.http.problems import problems
-from hw_server.operations import Executor
-from hw_server.operations.binder import BODY, QUERY, Binder, Input
-from hw_server.operations.declaration import Operation
-from hw_server.operations.execution import BoundOperation
+from hw_server.http.problems import problem_responses
+from hw_server.operations import BoundOperation, Executor
+from hw_server.operations.declaration import RPC
+from hw_server.operations.signature import BODY, QUERY
 
-ALWAYS = (429, 500, 503, 504)
+ALWAYS_POSSIBLE = {422, 429, 500, 503, 504}
+
+
+class OperationRoute(APIRoute):
+    """A FastAPI route for the documents. The first route of a path takes the requests of all its methods: the path is matched
+    and the method dispatched once."""
+
+    handlers: dict[str, ASGIApp]  # of all methods of this path; empty for all but the first route of it
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if not self.handlers:
+            return Match.NONE, {}
+        match, child_scope = super().matches(scope)
+        if match is Match.NONE:
+            return match, child_scope
+        # uvicorn leaves out the body of a response to HEAD.
+        handler = self.handlers.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        child_scope["endpoint"] = handler
+        return (Match.PARTIAL if handler is None else Match.FULL), child_scope
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["endpoint"] is None:
+            allowed = {*self.handlers, "HEAD"} if "GET" in self.handlers else {*self.handlers}
+            raise MethodNotAllowed(allow=", ".join(sorted(allowed)))
+        await scope["endpoint"](scope, receive, send)
 
 
 def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect) -> None:
-    """Adds a route below `/api` for each operation."""
-    answers: dict[str, dict[str, ASGIApp]] = {}
+    """Adds a route below `/api` for each operation that HTTP speaks. Raises ValueError where two have the same."""
+    by_path: dict[str, dict[str, ASGIApp]] = {}
     for bound in executor.operations.values():
         operation = bound.operation
-        of_path = answers.setdefault(operation.path, {})
-        if operation.method in of_path:
+        if operation.method == RPC:
+            continue
+        first = operation.path not in by_path
+        handlers = by_path.setdefault(operation.path, {})
+        if operation.method in handlers:
             raise ValueError(f"operation {operation.name}: {operation.method} {operation.path} is declared twice")
-        of_path[operation.method] = _handler(executor, bound)
-    for bound in executor.operations.values():
-        _add(router, bound, bound.operation, answers[bound.operation.path], sign_in)
+        handlers[operation.method] = partial(_handle, executor, bound)
+        _add_route(router, bound, handlers if first else {}, sign_in)
 
 
-def _add(
-    router: APIRouter, bound: BoundOperation, operation: Operation, answers: dict[str, ASGIApp], sign_in: OpenIdConnect
-) -> None:
-    """`answers` has every method of this path: the router may choose any route of it for a method it does not find."""
-    possible: set[int] = {*ALWAYS, 422}
+def _add_route(router: APIRouter, bound: BoundOperation, handlers: dict[str, ASGIApp], sign_in: OpenIdConnect) -> None:
+    operation, signature = bound.operation, bound.signature
+    statuses = set(ALWAYS_POSSIBLE)
     if not operation.public:
-        possible |= {401, 403}
-    if bound.binder.path_fields:
-        possible.add(404)
-    if bound.binder.writes:
-        possible.add(409)
-    if bound.binder.takes_body:
-        possible |= {400, 413, 415}
+        statuses |= {401, 403}
+    if signature.path_fields:
+        statuses.add(404)
+    if operation.changes:
+        statuses.add(409)
+    if BODY in signature.fields:
+        statuses |= {400, 413, 415}
 
-    allowed = ", ".join(sorted({*answers, "HEAD"} if "GET" in answers else answers))
+    class Route(OperationRoute):
+        pass
 
-    class OperationRoute(APIRoute):
-        """A FastAPI route for the documents and the matching; the answer is given without FastAPI's own wrapping."""
-
-        async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-            # The protocol leaves out the body of an answer to HEAD.
-            answer = answers.get("GET" if scope["method"] == "HEAD" else scope["method"])
-            if answer is None:
-                raise MethodNotAllowed(allow=allowed)
-            await answer(scope, receive, send)
-
+    Route.handlers = handlers
     router.add_api_route(
         f"/api{operation.path}",
         _declared_endpoint(bound, sign_in),
         methods=[operation.method],
-        response_model=None if operation.status == 204 else bound.binder.returns,
+        response_model=None if operation.status == 204 else signature.returns,
         status_code=operation.status,
         name=operation.name,
         operation_id=operation.name,
         tags=[operation.tag],
         summary=operation.summary,
         description=operation.description,
-        responses=problems(*possible),
-        route_class_override=OperationRoute,
+        responses=problem_responses(*statuses),
+        route_class_override=Route,
     )
 
 
 def _declared_endpoint(bound: BoundOperation, sign_in: OpenIdConnect) -> Callable[..., Any]:
-    """A function that FastAPI reads the signature of, and never calls."""
+    """A function whose signature FastAPI reads for the document; the executor answers."""
 
     async def endpoint() -> None:
         raise AssertionError("operations are run by the executor")
 
     parameters = []
-    for name, kind in bound.binder.fields.items():
+    for name, annotation in bound.signature.fields.items():
         mark = Query() if name == QUERY else Body() if name == BODY else Path()
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, mark]))
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[annotation, mark])
+        )
     if not bound.operation.public:
-        kind = Annotated[Any, Security(sign_in)]
-        parameters.append(inspect.Parameter("caller", inspect.Parameter.KEYWORD_ONLY, annotation=kind))
+        security = Annotated[Any, Security(sign_in)]
+        parameters.append(inspect.Parameter("caller", inspect.Parameter.KEYWORD_ONLY, annotation=security))
     endpoint.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     endpoint.__name__ = bound.operation.name
     return endpoint
 
 
-def _handler(executor: Executor, bound: BoundOperation) -> ASGIApp:
-    status = bound.operation.status
-    takes_body = bound.binder.takes_body
+async def _handle(executor: Executor, bound: BoundOperation, scope: Scope, receive: Receive, send: Send) -> None:
+    async def bind() -> dict[str, Any]:
+        body = await _json_body(Request(scope, receive)) if BODY in bound.signature.fields else b""
+        return bound.binder.from_http(scope["path_params"], scope["query_string"], body)
 
-    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
-        async def raw(binder: Binder) -> Input:
-            body = await _json_body(Request(scope, receive)) if takes_body else b""
-            return binder.from_http(scope["path_params"], scope["query_string"], body)
-
-        body = await executor.run(bound, scope[CALL], raw)
-        headers = []
-        if body is not None:
-            headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body or b""})
-
-    return handle
+    answer = await executor.run(bound, scope[CALL], bind)
+    headers = []
+    if answer is not None:
+        headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": bound.operation.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer or b""})
 
 
 async def _json_body(request: Request) -> bytes:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        raise UnsupportedMediaType
+        raise UnsupportedMediaType("the body must be application/json")
     try:
         chunks = [chunk async for chunk in request.stream()]
     except ClientDisconnect:
-        raise Disconnected from None
-    if not chunks:
-        raise Malformed("the body is empty; a JSON object is expected")
+        raise ClientDisconnected from None
     return b"".join(chunks)

@@ -4,56 +4,69 @@ import asyncio
 import atexit
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from pydantic_core import to_json
 
 from hw_server.settings import LogSettings
 
-FLUSH = 0.05  # seconds a line may wait for others
+FLUSH_INTERVAL = 0.05  # seconds a line may wait for others
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
-class Lines:
-    """stdout, one system call for the lines of a moment. Outside an event loop each line is written at once."""
+class LoggedCall(Protocol):
+    """What a line says of the call during which it was written."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def user_id(self) -> str | None: ...
+
+
+current_call: ContextVar[LoggedCall | None] = ContextVar("current_call", default=None)
+
+
+class StdoutWriter:
+    """stdout, one system call for the lines of `FLUSH_INTERVAL`. Outside an event loop each line is written at once."""
 
     def __init__(self) -> None:
-        self._waiting: list[bytes] = []
+        self._pending: list[bytes] = []
 
     def msg(self, line: bytes) -> None:
-        self._waiting.append(line)
-        if len(self._waiting) > 1:
+        self._pending.append(line)
+        if len(self._pending) > 1:
             return
         try:
-            asyncio.get_running_loop().call_later(FLUSH, self.flush)
+            asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self.flush)
         except RuntimeError:
             self.flush()
 
     debug = info = warning = error = critical = exception = msg
 
     def flush(self) -> None:
-        lines, self._waiting = self._waiting, []
+        lines, self._pending = self._pending, []
         if lines:
             sys.stdout.buffer.write(b"\n".join(lines) + b"\n")
             sys.stdout.buffer.flush()
 
 
-LINES = Lines()  # stdout is the process's own
-atexit.register(LINES.flush)
+STDOUT = StdoutWriter()  # stdout belongs to the process, not to an application
+atexit.register(STDOUT.flush)
 
 
 class RequestLog:
-    """One line for each request or call: the hot path, so without structlog's steps."""
+    """One line for each request or call. It is on the hot path, so it does without structlog's processors."""
 
     def __init__(self, enabled: bool) -> None:
-        self._enabled = enabled
+        self.enabled = enabled
 
     def write(self, event: str, fields: dict[str, Any]) -> None:
-        if self._enabled:
-            stamp = datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
-            LINES.msg(to_json({"timestamp": stamp, "level": "info", "event": event, **fields}))
+        stamp = datetime.now(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+        STDOUT.msg(to_json({"timestamp": stamp, "level": "info", "event": event, **fields}))
 
 
 def configure(settings: LogSettings) -> None:
@@ -61,12 +74,13 @@ def configure(settings: LogSettings) -> None:
     shared: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_call,
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
         processors=[*shared, _as_json],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[settings.level]),
-        logger_factory=lambda *_: LINES,
+        logger_factory=lambda *_: STDOUT,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)
@@ -79,9 +93,18 @@ def configure(settings: LogSettings) -> None:
     logging.basicConfig(handlers=[handler], level=max(LEVELS[settings.level], logging.WARNING), force=True)
 
 
+def _add_call(_logger: Any, _name: str, event: Any) -> Any:
+    """Request id and user of the call that is being served, so that lines of libraries and features can be found by them."""
+    call = current_call.get()
+    if call is not None:
+        event.setdefault("request_id", call.request_id)
+        event.setdefault("user_id", call.user_id)
+    return event
+
+
 def _as_json(_logger: Any, _name: str, event: Any) -> bytes:
     return to_json(event, fallback=str, serialize_unknown=True)
 
 
 def _as_text(_logger: Any, _name: str, event: Any) -> str:
-    return to_json(event, fallback=str, serialize_unknown=True).decode()
+    return _as_json(_logger, _name, event).decode()

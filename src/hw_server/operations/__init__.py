@@ -1,20 +1,13 @@
 """The heart: one declaration of an operation makes an HTTP route and a JSON-RPC method."""
 
-from hw_server.operations.audit import AuditRow, AuditTrail, Call, action_row
+from hw_server.operations.audit import AuditRow, AuditTrail, action_row
+from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
-from hw_server.operations.declaration import (
-    SIGNED_IN,
-    AfterCommit,
-    Feature,
-    Operation,
-    Operations,
-    Provided,
-    Read,
-    Write,
-    load_features,
-)
-from hw_server.operations.execution import Executor, authorize
+from hw_server.operations.declaration import SIGNED_IN, Operation, Operations
+from hw_server.operations.executor import BoundOperation, Executor, authorize
+from hw_server.operations.feature import Feature, Seed, load_features
 from hw_server.operations.fields import Id, Line, Text
+from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
 from hw_server.operations.pagination import CountCache, Cursor, Page, PageQuery
 
 __all__ = [
@@ -22,6 +15,7 @@ __all__ = [
     "AfterCommit",
     "AuditRow",
     "AuditTrail",
+    "BoundOperation",
     "Call",
     "CountCache",
     "Cursor",
@@ -36,6 +30,8 @@ __all__ = [
     "PageQuery",
     "Provided",
     "Read",
+    "Seed",
+    "Socket",
     "Text",
     "Write",
     "action_row",

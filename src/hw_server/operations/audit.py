@@ -1,28 +1,12 @@
-"""What the platform asks of an audit trail. `hw_server.audit` keeps it in PostgreSQL."""
+"""What the platform asks of an audit trail. The feature `audit` keeps it in PostgreSQL."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
-from hw_server.auth import Principal
 from hw_server.db import Connection
-from hw_server.errors import DomainError
-
-
-@dataclass(slots=True)
-class Call:
-    """One call, whatever brought it. `started` is `time.perf_counter()`; `refusal` says why there is no caller,
-    `answered` whether the answer has begun."""
-
-    source: str  # http | ws
-    request_id: str
-    client_ip: str | None
-    started: float
-    caller: Principal | None = None
-    refusal: DomainError | None = None
-    answered: bool = False
+from hw_server.operations.call import Call
 
 
 class AuditRow(NamedTuple):
@@ -73,7 +57,10 @@ def action_row(
 
 class AuditTrail(Protocol):
     def record(self, row: AuditRow) -> None:
-        """Takes a row into the bounded queue; never waits."""
+        """Puts a row into the bounded queue; never waits."""
 
     async def insert(self, connection: Connection, row: AuditRow) -> None:
         """Writes a row in the transaction of the change it tells of."""
+
+    async def write(self, row: AuditRow) -> None:
+        """Returns once the row is durable, in PostgreSQL or on disk; raises `Unavailable` where neither takes it."""

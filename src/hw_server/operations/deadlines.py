@@ -1,9 +1,9 @@
-"""The longest time an operation may take. One sweep looks after all that run; a timer each costs ten times as much."""
+"""The longest time an operation may take. One sweep looks after all that run: a timer for each costs ten times as much."""
 
 import asyncio
 from types import TracebackType
 
-SWEEP = 0.25  # seconds; how late an end may come
+SWEEP_INTERVAL = 0.25  # seconds; how late an end may come
 
 
 class Deadline:
@@ -46,9 +46,9 @@ class Deadlines:
         self._running: set[Deadline] = set()
         self._now = 0.0  # the loop's clock at the last sweep
 
-    def one(self) -> Deadline:
-        """For the calling task, from now on."""
-        return Deadline(self._now + self._seconds + SWEEP, self._running)
+    def start(self) -> Deadline:
+        """A deadline for the calling task, from now on."""
+        return Deadline(self._now + self._seconds + SWEEP_INTERVAL, self._running)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -56,7 +56,4 @@ class Deadlines:
             self._now = loop.time()
             for deadline in [deadline for deadline in self._running if deadline.ends <= self._now]:
                 deadline.expire()
-            await asyncio.sleep(SWEEP)
-
-    async def drain(self) -> None:
-        return None
+            await asyncio.sleep(SWEEP_INTERVAL)

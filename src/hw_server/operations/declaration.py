@@ -1,57 +1,45 @@
-"""Declaring operations and features.
+"""Declaring operations.
 
     operations = Operations("/authors")
 
     @operations.get("authors.get", "/{id}", role="authors:read")
     async def get_author(db: Read, id: Id) -> Author: ...
 
-Parameters are told apart by their annotation: `Read`, `Write`, `Principal`, `AfterCommit` and `Provided[T]` are given by
-the platform; a parameter named in the path comes from the path; `body: Model` is the body, `query: Model` the query.
+Parameters are told apart by their annotation: what `injection.py` lists is given by the platform; a parameter named in the
+path comes from the path; `body: Model` is the body, `query: Model` the query.
 """
 
-import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from fastapi import APIRouter
-
-from hw_server.db import Connection
-
-T = TypeVar("T")
 Handler = Callable[..., Awaitable[Any]]
-
+Register = Callable[[Handler], Handler]
+AuditMode = Literal["transaction", "direct", "queued", "reads", "never"]
 
 SIGNED_IN = "signed-in"  # as `role`: any valid token will do
-
-
-class Access:
-    """Marks of what the platform gives."""
-
-    READ = "read"
-    WRITE = "write"
-    PROVIDED = "provided"
-
-
-Read = Annotated[Connection, Access.READ]
-Write = Annotated[Connection, Access.WRITE]
-Provided = Annotated[T, Access.PROVIDED]
-
-
-class AfterCommit(list[Callable[[], Awaitable[None]]]):
-    """Calls to make once the operation's transaction has committed; a failure of one is logged, never answered."""
+RPC = "RPC"  # as `method`: only the socket speaks it
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
+    """`role` is None for a public operation. `changes` is whether a success changes anything, `audit` when its audit row is
+    written: with the `transaction`, `direct` (before the answer), `queued`, with other `reads` (queued, unless
+    `audit.record_reads` is off) or `never` (refusals and failures are recorded all the same)."""
+
     name: str
     method: str
     path: str
     handler: Handler
     role: str | None
-    public: bool
     status: int
+    changes: bool
+    audit: AuditMode
+
+    @property
+    def public(self) -> bool:
+        return self.role is None
 
     @property
     def tag(self) -> str:
@@ -67,65 +55,98 @@ class Operation:
 
 
 class Operations:
-    """The operations of one feature. `prefix` stands before each path, below `/api`."""
+    """The operations of one feature. `prefix` stands before each path, below `/api`.
+
+    Each method below declares one operation: `name` is `resource.verb`, the JSON-RPC method and the OpenAPI operation id;
+    `role` is the role a caller needs, or `public=True` lets everybody in. A method that changes something takes `Write`, or
+    says `audit="direct"` where the change is not in PostgreSQL: its audit row is then written before the answer.
+    """
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
         self.declared: list[Operation] = []
 
+    def get(self, name: str, path: str = "", *, role: str | None = None, public: bool = False) -> Register:
+        return self._declare(name, "GET", path, role, public, 200)
+
+    def post(
+        self,
+        name: str,
+        path: str = "",
+        *,
+        role: str | None = None,
+        public: bool = False,
+        status: int = 201,
+        reads: bool = False,
+        audit: Literal["direct"] | None = None,
+    ) -> Register:
+        """`reads=True` for a POST that changes nothing, such as a search with a body."""
+        return self._declare(name, "POST", path, role, public, status, audit, changes=not reads)
+
+    def put(
+        self,
+        name: str,
+        path: str = "",
+        *,
+        role: str | None = None,
+        public: bool = False,
+        audit: Literal["direct"] | None = None,
+    ) -> Register:
+        return self._declare(name, "PUT", path, role, public, 200, audit, changes=True)
+
+    def patch(
+        self,
+        name: str,
+        path: str = "",
+        *,
+        role: str | None = None,
+        public: bool = False,
+        audit: Literal["direct"] | None = None,
+    ) -> Register:
+        return self._declare(name, "PATCH", path, role, public, 200, audit, changes=True)
+
+    def delete(
+        self,
+        name: str,
+        path: str = "",
+        *,
+        role: str | None = None,
+        public: bool = False,
+        audit: Literal["direct"] | None = None,
+    ) -> Register:
+        return self._declare(name, "DELETE", path, role, public, 204, audit, changes=True)
+
+    def rpc(
+        self,
+        name: str,
+        *,
+        role: str | None = None,
+        public: bool = False,
+        audit: Literal["direct", "queued", "never"] | None = None,
+        changes: bool = False,
+    ) -> Register:
+        """An operation that only the socket speaks."""
+        return self._declare(name, RPC, "", role, public, 200, audit, changes=changes)
+
     def _declare(
-        self, method: str, name: str, path: str, role: str | None, public: bool, status: int
-    ) -> Callable[[Handler], Handler]:
+        self,
+        name: str,
+        method: str,
+        path: str,
+        role: str | None,
+        public: bool,
+        status: int,
+        audit: Literal["direct", "queued", "never"] | None = None,
+        *,
+        changes: bool = False,
+    ) -> Register:
         if (role is None) is not public:
             raise ValueError(f"operation {name}: needs either a role or public=True")
+        mode: AuditMode = audit or ("transaction" if changes else "reads")
 
         def register(handler: Handler) -> Handler:
-            self.declared.append(Operation(name, method, self._prefix + path, handler, role, public, status))
+            path_below_api = "" if method == RPC else self._prefix + path
+            self.declared.append(Operation(name, method, path_below_api, handler, role, status, changes, mode))
             return handler
 
         return register
-
-    def get(
-        self, name: str, path: str = "", *, role: str | None = None, public: bool = False
-    ) -> Callable[[Handler], Handler]:
-        return self._declare("GET", name, path, role, public, 200)
-
-    def post(
-        self, name: str, path: str = "", *, role: str | None = None, public: bool = False, status: int = 201
-    ) -> Callable[[Handler], Handler]:
-        return self._declare("POST", name, path, role, public, status)
-
-    def put(
-        self, name: str, path: str = "", *, role: str | None = None, public: bool = False
-    ) -> Callable[[Handler], Handler]:
-        return self._declare("PUT", name, path, role, public, 200)
-
-    def patch(
-        self, name: str, path: str = "", *, role: str | None = None, public: bool = False
-    ) -> Callable[[Handler], Handler]:
-        return self._declare("PATCH", name, path, role, public, 200)
-
-    def delete(
-        self, name: str, path: str = "", *, role: str | None = None, public: bool = False
-    ) -> Callable[[Handler], Handler]:
-        return self._declare("DELETE", name, path, role, public, 204)
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """One folder. `conflicts` maps names of database constraints to what the caller is told; `router` holds the routes
-    that only HTTP speaks, below `/api`; `exempt` those of its paths that no rate limit counts and no caller is looked
-    for on, because something else lets in one sender alone."""
-
-    name: str
-    operations: Operations = field(default_factory=Operations)
-    router: APIRouter | None = None
-    conflicts: Mapping[str, str] = field(default_factory=dict)
-    exempt: tuple[str, ...] = ()
-
-
-def load_features(reference: str) -> tuple[Feature, ...]:
-    """The list that `module:NAME` names; raises `ImportError` or `AttributeError` where there is none."""
-    module, _, name = reference.partition(":")
-    features: Iterable[Feature] = getattr(importlib.import_module(module), name)
-    return tuple(features)

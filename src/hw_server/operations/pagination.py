@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from functools import cache
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -11,10 +12,10 @@ from pydantic_core import to_json
 
 from hw_server.errors import InvalidInput, Unavailable
 from hw_server.operations.fields import Text
-from hw_server.redis import Keys, RedisClient
+from hw_server.redis import CacheRedis, Keys
 
 T = TypeVar("T")
-TOTAL_LIFETIME = 10  # seconds; the longest a total may lag behind a write that another instance made meanwhile
+COUNT_LIFETIME = 10  # seconds; the longest a total may lag behind a write that another instance made meanwhile
 
 
 class Page(BaseModel, Generic[T]):
@@ -72,20 +73,18 @@ def _cursor_type(types: tuple[Any, ...]) -> TypeAdapter[tuple[Any, ...]]:
 
 
 class CountCache:
-    """Numbers of rows, cached in Redis for a few seconds and dropped on write."""
+    """Numbers of rows, cached in Redis for a few seconds and invalidated by writes. Without Redis every total is counted."""
 
-    def __init__(self, redis: RedisClient, keys: Keys) -> None:
+    def __init__(self, redis: CacheRedis, keys: Keys) -> None:
         self._redis = redis
         self._keys = keys
-        self._coming: dict[str, asyncio.Task[Unavailable | None]] = {}
+        self._pending: dict[str, asyncio.Task[Unavailable | None]] = {}
         self._turn = asyncio.Lock()
 
     async def get(self, name: str, filters: BaseModel, count: Callable[[], Awaitable[int]]) -> int:
-        """The cached total of the list `name` under `filters`, else what `count` says."""
-        key, field = (
-            self._keys.totals(name),
-            filters.model_dump_json(exclude={"page", "per_page", "cursor", "sort"}),
-        )
+        """The cached total of the list `name` under `filters`, else what `count` returns."""
+        key = self._keys.totals(name)
+        field = filters.model_dump_json(exclude={"page", "per_page", "cursor", "sort"})
         try:
             cached = await self._redis.run("totals", lambda client: client.hget(key, field))
         except Unavailable:
@@ -97,7 +96,7 @@ class CountCache:
         async def store(client: Any) -> None:
             async with client.pipeline(transaction=False) as pipe:
                 pipe.hset(key, field, total)
-                pipe.expire(key, TOTAL_LIFETIME, nx=True)
+                pipe.expire(key, COUNT_LIFETIME, nx=True)
                 await pipe.execute()
 
         try:
@@ -109,18 +108,20 @@ class CountCache:
     def invalidate(self, name: str) -> Callable[[], Awaitable[None]]:
         """A call for `AfterCommit`. Writers at the same time share a round trip, always one sent after their commit."""
 
-        async def forget() -> None:
-            coming = self._coming.get(name)
-            if coming is None:
-                coming = self._coming[name] = asyncio.create_task(self._delete(name), name="totals")
-            if (failure := await asyncio.shield(coming)) is not None:
+        async def delete() -> None:
+            pending = self._pending.get(name)
+            if pending is None:
+                # Shared by several requests, so it logs in the name of none.
+                pending = asyncio.create_task(self._delete(name), name="count-cache", context=Context())
+                self._pending[name] = pending
+            if (failure := await asyncio.shield(pending)) is not None:
                 raise failure
 
-        return forget
+        return delete
 
     async def _delete(self, name: str) -> Unavailable | None:
         async with self._turn:
-            del self._coming[name]  # from now on it is too late to share this one
+            del self._pending[name]  # a write that commits from now on needs a later round trip
             try:
                 await self._redis.run("totals", lambda client: client.delete(self._keys.totals(name)))
             except Unavailable as failure:

@@ -1,4 +1,4 @@
-"""One limiter for HTTP and WebSocket, and the cap on sockets per user."""
+"""One rate limiter for HTTP and WebSocket, and the limit on open sockets per user."""
 
 from hw_server.ratelimit.connections import ConnectionLimiter
 from hw_server.ratelimit.limiter import Decision, RateLimiter

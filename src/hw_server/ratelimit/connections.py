@@ -1,18 +1,18 @@
-"""The cap on open sockets per user over all instances. Each socket holds a lease that its instance renews; leases of a
-crashed instance run out by themselves."""
+"""The limit on open sockets per user over all instances. Each socket holds a lease that its instance renews; leases of a
+crashed instance expire."""
 
 from typing import Any
 
 from hw_server.errors import RateLimited, Unavailable
 from hw_server.observability.metrics import Metrics
-from hw_server.redis import Keys, RedisClient
+from hw_server.redis import CacheRedis, Keys
 from hw_server.redis.client import Script
 from hw_server.settings import RateLimitSettings
 
 LEASE = 60  # seconds
 RENEWAL = 20  # seconds
 
-TAKE = Script("""
+ACQUIRE = Script("""
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
@@ -31,7 +31,9 @@ return 1
 
 
 class ConnectionLimiter:
-    def __init__(self, settings: RateLimitSettings, redis: RedisClient, keys: Keys, metrics: Metrics) -> None:
+    """Leases in Redis, one sorted set per user."""
+
+    def __init__(self, settings: RateLimitSettings, redis: CacheRedis, keys: Keys, metrics: Metrics) -> None:
         self._settings = settings
         self._redis = redis
         self._keys = keys
@@ -40,10 +42,11 @@ class ConnectionLimiter:
         self._held: dict[str, str] = {}  # socket id -> sub
 
     async def acquire(self, sub: str, socket_id: str) -> None:
-        """Raises `RateLimited` when the user has as many sockets as allowed."""
+        """Takes a lease for a socket. Raises `RateLimited` when the user has as many as allowed, `Unavailable` without Redis
+        where `ratelimit.on_redis_down` is `closed`."""
         args: list[Any] = [self._settings.sockets_per_user, LEASE, socket_id]
         try:
-            free = await self._redis.run("sockets", lambda client: TAKE.run(client, [self._keys.sockets(sub)], args))
+            free = await self._redis.run("sockets", lambda client: ACQUIRE.run(client, [self._keys.sockets(sub)], args))
         except Unavailable:
             if self._settings.on_redis_down == "closed":
                 raise
@@ -55,7 +58,7 @@ class ConnectionLimiter:
         self._held[socket_id] = sub
 
     async def release(self, socket_id: str) -> None:
-        """Best effort: a lease that cannot be given back runs out."""
+        """Best effort: a lease that cannot be deleted expires."""
         sub = self._held.pop(socket_id, None)
         if sub is None:
             return
@@ -65,6 +68,7 @@ class ConnectionLimiter:
             return
 
     async def renew(self) -> None:
+        """Prolongs every lease of this instance."""
         held = list(self._held.items())
         for start in range(0, len(held), 500):
             part = held[start : start + 500]

@@ -1,15 +1,16 @@
-"""Sliding window in Redis, on Redis' own clock. Decisions asked for while one round trip is under way share the next,
-so that a busy worker pays a fraction of a round trip for each."""
+"""Sliding window counters in Redis, on Redis' own clock. Decisions that are asked for during one round trip share the next, so
+that a busy worker pays a fraction of a round trip for each."""
 
 import asyncio
 import math
 import time
 from collections import OrderedDict
+from contextvars import Context
 from typing import Any, NamedTuple
 
 from hw_server.errors import RateLimited, Unavailable
 from hw_server.observability.metrics import Metrics
-from hw_server.redis import Keys, RedisClient
+from hw_server.redis import CacheRedis, Keys
 from hw_server.redis.client import Script
 from hw_server.settings import RateLimitSettings
 
@@ -64,7 +65,10 @@ class Decision(NamedTuple):
 
 
 class RateLimiter:
-    def __init__(self, settings: RateLimitSettings, redis: RedisClient, keys: Keys, metrics: Metrics) -> None:
+    """Limits by scope (`http`, `ws`) and caller. Without Redis a local window counts, or every request is refused, as
+    `ratelimit.on_redis_down` says."""
+
+    def __init__(self, settings: RateLimitSettings, redis: CacheRedis, keys: Keys, metrics: Metrics) -> None:
         self._settings = settings
         self._redis = redis
         self._keys = keys
@@ -72,17 +76,18 @@ class RateLimiter:
         self._hits = metrics.rate_limit_hits
         self._fallback = metrics.rate_limit_fallback
         self._local = LocalWindows()
-        self._waiting: list[tuple[str, int, asyncio.Future[Decision]]] = []
+        self._pending: list[tuple[str, int, asyncio.Future[Decision]]] = []
         self._flusher: asyncio.Task[None] | None = None
 
     async def check(self, scope: str, who: str) -> Decision:
-        """Counts one request of `who`; raises `RateLimited`, or `Unavailable` without Redis where so set."""
+        """Counts one request of `who`. Raises `RateLimited`, or `Unavailable` without Redis where `ratelimit.on_redis_down` is
+        `closed`."""
         limit = self._limits[scope]
         if self._redis.circuit_open:
             decision = self._without_redis(scope, who, limit)
         else:
             try:
-                decision = await self._asked(self._keys.rate(scope, who), limit)
+                decision = await self._enqueue(self._keys.rate(scope, who), limit)
             except Unavailable:
                 decision = self._without_redis(scope, who, limit)
         if not decision.allowed:
@@ -99,20 +104,21 @@ class RateLimiter:
         self._fallback.labels(scope).inc()
         return self._local.check(f"{scope}:{who}", limit)
 
-    def _asked(self, key: str, limit: int) -> "asyncio.Future[Decision]":
+    def _enqueue(self, key: str, limit: int) -> "asyncio.Future[Decision]":
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self._waiting.append((key, limit, future))
+        self._pending.append((key, limit, future))
         if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush(), name="ratelimit")
+            # Shared by several requests, so it logs in the name of none.
+            self._flusher = asyncio.create_task(self._flush(), name="ratelimit", context=Context())
         return future
 
     async def _flush(self) -> None:
-        """Ends when nobody waits; every failure goes to those who wait."""
+        """Runs until nothing is pending; a failure goes to the callers of its batch."""
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+            while self._pending:
+                batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
                 try:
-                    answers = await self._redis.run("ratelimit", lambda _, b=batch: _evaluate(self._redis.dedicated, b))  # type: ignore[misc]
+                    rows = await self._redis.run("ratelimit", lambda _, b=batch: _evaluate(self._redis.dedicated, b))  # type: ignore[misc]
                 except Unavailable as error:
                     for _, _, future in batch:
                         if not future.done():
@@ -120,7 +126,7 @@ class RateLimiter:
                     continue
                 for index, (_, limit, future) in enumerate(batch):
                     if not future.done():
-                        allowed, remaining, wait = answers[index * 3 : index * 3 + 3]
+                        allowed, remaining, wait = rows[index * 3 : index * 3 + 3]
                         future.set_result(Decision(bool(allowed), limit, remaining, math.ceil(wait / 1000)))
         finally:
             self._flusher = None
@@ -133,9 +139,9 @@ async def _evaluate(client: Any, batch: list[tuple[str, int, "asyncio.Future[Dec
 
 
 class LocalWindows:
-    """The same window for one process alone, while Redis is out of reach. Bounded."""
+    """The same window for one process alone, while Redis is out of reach."""
 
-    SIZE = 10_000
+    SIZE = 10_000  # callers at most
 
     def __init__(self) -> None:
         self._windows: OrderedDict[str, tuple[int, int, int]] = OrderedDict()

@@ -1,5 +1,5 @@
-"""One client per database. An answer takes at most `redis.timeout`; after a failure the next attempt waits a moment,
-so that an outage costs requests nothing."""
+"""One client per database. A command takes at most `redis.timeout`; after a failure the circuit is open for a moment and calls
+fail at once, so that an outage costs requests next to nothing."""
 
 import asyncio
 import time
@@ -20,12 +20,14 @@ log = structlog.get_logger()
 
 CIRCUIT_OPEN_TIME = 1.0  # seconds without attempts after a failure
 CONNECTIONS = 64  # at most, per database
-RESERVED = 8  # of them for the lane, the feed of revocations and health checks
+RESERVED = 8  # of them for the dedicated connection, the feed of revocations and health checks
 T = TypeVar("T")
 FAILURES = (RedisError, OSError, TimeoutError)
 
 
 class RedisClient:
+    """`client` is redis-py's; `dedicated` one connection for a caller that sends one command at a time."""
+
     def __init__(self, settings: RedisSettings, db: int, metrics: Metrics) -> None:
         self.client: Any = redis.Redis.from_url(
             settings.url.get_secret_value(),
@@ -39,46 +41,61 @@ class RedisClient:
             client_name="hw-server",
         )
         self.dedicated = DedicatedConnection(self.client)
-        # The pool raises where it has no connection left; calls wait here for their turn instead.
+        # redis-py's pool raises when it has no connection left; calls wait here instead.
         self._turns = asyncio.Semaphore(CONNECTIONS - RESERVED)
         self._metrics = metrics
-        self._closed_until = 0.0
+        self._open_until = 0.0
 
     @property
     def circuit_open(self) -> bool:
-        """True in the moment after a failure."""
-        return time.monotonic() < self._closed_until
+        """Whether a failure was less than `CIRCUIT_OPEN_TIME` ago."""
+        return time.monotonic() < self._open_until
 
     async def run(self, purpose: str, call: Callable[[Any], Awaitable[T]]) -> T:
-        """The answer of `call`; `Unavailable` where Redis is out of reach or was a moment ago."""
+        """What `call(client)` returns. `purpose` labels the metrics. Raises `Unavailable` when Redis is out of reach or the
+        circuit is open."""
         started = time.perf_counter()
         try:
             async with self._turns:
                 if self.circuit_open:
                     raise Unavailable("Redis is out of reach")
-                answer = await call(self.client)
+                result = await call(self.client)
         except FAILURES as error:
-            self._closed_until = time.monotonic() + CIRCUIT_OPEN_TIME
+            self._open_until = time.monotonic() + CIRCUIT_OPEN_TIME
             log.warning("redis_failed", purpose=purpose, error=f"{type(error).__name__}: {str(error)[:200]}")
             self._metrics.redis_errors.labels(purpose).inc()
             raise Unavailable("Redis is out of reach") from error
         self._metrics.redis_duration.labels(purpose).observe(time.perf_counter() - started)
-        return answer
+        return result
 
     async def ping(self) -> None:
-        """Asks also in the moment after a failure, and ends that moment when it succeeds."""
+        """Asks also while the circuit is open, and closes it on success. Raises `Unavailable`."""
         try:
             await self.client.ping()
         except FAILURES as error:
             raise Unavailable("Redis is out of reach") from error
-        self._closed_until = 0.0
+        self._open_until = 0.0
 
     async def close(self) -> None:
         await self.client.aclose()
 
 
+class CacheRedis(RedisClient):
+    """The database of rate limits, cached counts and open sockets (`redis.cache_db`)."""
+
+    def __init__(self, settings: RedisSettings, metrics: Metrics) -> None:
+        super().__init__(settings, settings.cache_db, metrics)
+
+
+class AuthRedis(RedisClient):
+    """The database of sessions and revocations (`redis.auth_db`)."""
+
+    def __init__(self, settings: RedisSettings, metrics: Metrics) -> None:
+        super().__init__(settings, settings.auth_db, metrics)
+
+
 class Script:
-    """A Lua script, sent by its hash and again whole where the server does not know it."""
+    """A Lua script: EVALSHA, and SCRIPT LOAD first when the server does not know it."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -96,19 +113,19 @@ class Script:
 
 
 class DedicatedConnection:
-    """One connection for one caller at a time: half of what a command through the pool costs."""
+    """One connection, kept, for one command at a time: half the CPU of a command through redis-py's pool."""
 
     def __init__(self, client: Any) -> None:
         self._pool = client.connection_pool
         self._connection: Any = None
 
     async def evalsha(self, sha: str, *parts: Any) -> Any:
-        return await self._ask("EVALSHA", sha, *parts)
+        return await self._execute("EVALSHA", sha, *parts)
 
     async def script_load(self, source: str) -> Any:
-        return await self._ask("SCRIPT LOAD", source)
+        return await self._execute("SCRIPT LOAD", source)
 
-    async def _ask(self, *command: Any) -> Any:
+    async def _execute(self, *command: Any) -> Any:
         if self._connection is None:
             self._connection = await self._pool.get_connection()
         connection = self._connection
@@ -118,7 +135,7 @@ class DedicatedConnection:
         except ResponseError:
             raise
         except BaseException:
-            # Half an answer may be on its way: this connection is not asked again.
+            # A response may be half read: the connection cannot be used again.
             self._connection = None
             await connection.disconnect(nowait=True)
             await self._pool.release(connection)

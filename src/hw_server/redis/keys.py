@@ -3,7 +3,7 @@
 
 class Keys:
     def __init__(self, prefix: str) -> None:
-        self.revoked = f"{prefix}revoked"  # DB 1, sorted set: session id or `sub:<sub>` -> time its entry ends
+        self.revoked = f"{prefix}revoked"  # DB 1, sorted set: `session:<id>` or `user:<sub>` -> time its entry ends
         self.revocations = f"{prefix}revocations"  # channel: `<time>|<entry>`
         self._prefix = prefix
 
@@ -16,7 +16,7 @@ class Keys:
         return f"{self._prefix}sessions:{sub}"
 
     def logout_token(self, jti: str) -> str:
-        """DB 1: marks a logout token as used."""
+        """DB 1: exists while the logout token with this `jti` is a replay."""
         return f"{self._prefix}logout:{jti}"
 
     def rate(self, scope: str, who: str) -> str:

@@ -1,29 +1,37 @@
 """Background work: started in order, watched, stopped in reverse order within a deadline."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import structlog
 
 log = structlog.get_logger()
 
+CANCEL_TIMEOUT = 1.0  # seconds a cancelled service may take to end
+
 
 class Service(Protocol):
-    """`run` works until it is cancelled; `drain` (optional work before that) must return by itself."""
+    """Background work of the process. `run` works until it is cancelled. A service that also has `drain` (see `Drains`) is
+    asked to finish what it holds before that."""
 
     @property
     def name(self) -> str: ...
 
     async def run(self) -> None: ...
 
+
+@runtime_checkable
+class Drains(Protocol):
+    """A service with work to finish at shutdown; `drain` must return by itself."""
+
     async def drain(self) -> None: ...
 
 
 class Supervisor:
-    """Runs services as tasks. An unexpected end of one calls `on_failure` once: the process must not limp on."""
+    """Runs services as tasks. An unexpected end of one calls `on_failure`: the process must not limp on."""
 
-    def __init__(self, services: list[Service], on_failure: Callable[[], None]) -> None:
+    def __init__(self, services: Sequence[Service], on_failure: Callable[[], None]) -> None:
         self._services = services
         self._on_failure = on_failure
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -40,16 +48,21 @@ class Supervisor:
         self._stopping = True
         deadline = asyncio.get_running_loop().time() + timeout
         for service in reversed(self._services):
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await service.drain()
-            except TimeoutError:
-                log.warning("service_drain_timed_out", service=service.name)
-            except Exception:
-                log.exception("service_drain_failed", service=service.name)
+            if isinstance(service, Drains):
+                await self._drain(service, service.name, deadline)
             task = self._tasks[service.name]
             task.cancel()
-            await asyncio.wait([task], timeout=1)
+            await asyncio.wait([task], timeout=CANCEL_TIMEOUT)
+
+    @staticmethod
+    async def _drain(service: Drains, name: str, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await service.drain()
+        except TimeoutError:
+            log.warning("service_drain_timed_out", service=name)
+        except Exception:
+            log.exception("service_drain_failed", service=name)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if self._stopping or task.cancelled():

@@ -1,4 +1,4 @@
-"""OpenID Connect Back-Channel Logout 1.0: the provider says, in a signed token, that a session has ended."""
+"""OpenID Connect Back-Channel Logout 1.0: the provider reports, in a signed token, that a session has ended."""
 
 import time
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from hw_server.auth.sessions import SessionStore
 from hw_server.auth.tokens import TokenVerifier
 from hw_server.errors import Malformed, Unauthenticated
 from hw_server.http.dependencies import call_of, provided
-from hw_server.http.problems import problems
+from hw_server.http.problems import problem_responses
 from hw_server.operations import AuditTrail, action_row
 from hw_server.settings import Settings
 
@@ -18,10 +18,10 @@ router = APIRouter(tags=["sessions"])
 
 PATH = "/auth/backchannel-logout"
 EVENT = "http://schemas.openid.net/event/backchannel-logout"
-LONGEST_AGE = 300  # seconds since `iat`
+MAX_AGE = 300  # seconds since `iat`
 
 
-@router.post(PATH, operation_id="sessions.backchannel_logout", responses=problems(400, 413, 422, 500, 503))
+@router.post(PATH, operation_id="sessions.backchannel_logout", responses=problem_responses(400, 413, 422, 500, 503))
 async def backchannel_logout(
     request: Request,
     settings: Annotated[Settings, provided(Settings)],
@@ -36,15 +36,15 @@ async def backchannel_logout(
     except Unauthenticated as error:
         raise Malformed(f"the logout token is refused: {error.reason}") from None
     sid, sub = _subject(header, claims, settings.oidc.leeway)
-    if await sessions.used(claims["jti"]):
-        raise Malformed("the logout token was used before")
+    if await sessions.is_replayed(claims["jti"]):
+        raise Malformed("the logout token is a replay")
     if sid is not None:
         await sessions.revoke(sid)
     else:
         assert sub is not None
         await sessions.revoke_user(sub)
-    # Only now: after a failure the provider may send the same token again.
-    await sessions.mark_used(claims["jti"], LONGEST_AGE * 2)
+    # Last, so that the provider may send the same token again after a failure.
+    await sessions.remember(claims["jti"], MAX_AGE * 2)
     trail.record(action_row(call_of(request), "sessions.backchannel_logout", f"sessions/{sid or sub}", status=200))
     return Response(status_code=200, headers={"Cache-Control": "no-store"})
 
@@ -59,7 +59,7 @@ def _subject(header: dict[str, Any], claims: dict[str, Any], leeway: float) -> t
         raise Malformed("the logout token does not tell of a logout")
     if "nonce" in claims or not isinstance(claims["jti"], str):
         raise Malformed("the logout token has a nonce or no usable jti")
-    if not -leeway <= age <= LONGEST_AGE:
+    if not -leeway <= age <= MAX_AGE:
         raise Malformed("the logout token is too old")
     if not all(value is None or (isinstance(value, str) and 0 < len(value) <= 255) for value in (sid, sub)):
         raise Malformed("the logout token's sid or sub is not usable")

@@ -30,8 +30,8 @@ async def list_sessions(caller: Principal, query: SessionQuery, sessions: Provid
     """List the caller's sessions, newest first; another user's with `sessions:admin`."""
     if query.user not in (None, caller.sub) and SESSIONS_ADMIN not in caller.roles:
         raise Forbidden(f"the role {SESSIONS_ADMIN} is required for other users")
-    found = await sessions.of_user(query.user or caller.sub)
-    return SessionList(items=[_marked(session, caller) for session in found])
+    rows = await sessions.of_user(query.user or caller.sub)
+    return SessionList(items=[_marked(session, caller) for session in rows])
 
 
 @operations.get("sessions.get", "/sessions/{sid}", role=SIGNED_IN)
@@ -40,7 +40,7 @@ async def get_session(caller: Principal, sid: SessionId, sessions: Provided[Sess
     return _marked(await _visible(caller, sid, sessions), caller)
 
 
-@operations.delete("sessions.end", "/sessions/{sid}", role=SIGNED_IN)
+@operations.delete("sessions.end", "/sessions/{sid}", role=SIGNED_IN, audit="direct")
 async def end_session(caller: Principal, sid: SessionId, sessions: Provided[SessionStore]) -> None:
     """End a session of the caller, any with `sessions:admin`: its tokens are refused and its sockets closed."""
     if sid != caller.session_id:

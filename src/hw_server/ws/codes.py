@@ -1,30 +1,14 @@
-"""Error and close codes: the one table. RPC codes map one-to-one to the problems of HTTP."""
+"""Error and close codes of the socket. RPC codes of domain errors stand on their classes (`hw_server.errors`)."""
 
 from enum import IntEnum
 from typing import Any
 
-from hw_server.errors import DomainError
-
-RPC_CODE: dict[str, int] = {
-    "parse_error": -32700,
-    "invalid_request": -32600,
-    "method_not_found": -32601,
-    "validation_error": -32602,
-    "internal_error": -32603,
-    "malformed_request": -32000,
-    "unauthenticated": -32001,
-    "forbidden": -32003,
-    "not_found": -32004,
-    "conflict": -32009,
-    "payload_too_large": -32013,
-    "rate_limited": -32029,
-    "unavailable": -32053,
-    "timeout": -32054,
-}
+from hw_server import errors
+from hw_server.errors import DomainError, Malformed, NotFound
 
 
 class CloseCode(IntEnum):
-    """CloseCode codes; the reason sent with each is its name in lower case, with 1002 and 1009 the library's own words."""
+    """The reason sent with each is its name in lower case; with 1002 and 1009 it is the library's own words."""
 
     GOING_AWAY = 1001  # the server drains; connect again
     PROTOCOL_ERROR = 1002
@@ -37,24 +21,36 @@ class CloseCode(IntEnum):
     FLOODING = 4429  # the client ignores rate limits, or has too many sockets
 
 
-class ParseError(DomainError):
+class ParseError(Malformed):
     code = "parse_error"
-    title = "The message is not valid JSON"
+    title = "Parse error"
+    rpc_code = -32700
 
 
-class InvalidRequest(DomainError):
+class InvalidRequest(Malformed):
     code = "invalid_request"
-    title = "The message is not a JSON-RPC 2.0 request"
+    title = "Invalid request"
+    rpc_code = -32600
 
 
-class MethodNotFound(DomainError):
+class MethodNotFound(NotFound):
     code = "method_not_found"
-    title = "There is no such method"
+    title = "Method not found"
+    rpc_code = -32601
+
+
+PLATFORM_ERRORS: list[type[DomainError]] = [
+    kind
+    for kind in (*vars(errors).values(), ParseError, InvalidRequest, MethodNotFound)
+    if isinstance(kind, type) and issubclass(kind, DomainError) and kind is not DomainError
+]
+# Those with a code of their own; the others are known to HTTP alone.
+RPC_ERRORS = [kind for kind in PLATFORM_ERRORS if "rpc_code" in vars(kind)]
 
 
 def error_object(error: DomainError, request_id: str) -> dict[str, Any]:
-    """`error` of a JSON-RPC answer; `data` holds what the HTTP problem would."""
+    """`error` of a JSON-RPC response; `data` holds what the HTTP problem would."""
     data = {"code": error.code, "request_id": request_id, **error.extra}
     if error.detail:
         data["detail"] = error.detail
-    return {"code": RPC_CODE.get(error.code, -32603), "message": error.title, "data": data}
+    return {"code": error.rpc_code, "message": error.title, "data": data}

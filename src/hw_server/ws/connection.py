@@ -1,64 +1,77 @@
-"""One socket: sign-in, its calls in flight, its messages out."""
+"""One socket: its calls in progress, its messages out."""
 
 import asyncio
 import secrets
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import structlog
+from prometheus_client import Counter
 from pydantic_core import to_json
 
 from hw_server.auth import Principal
+from hw_server.settings import WebSocketSettings
 from hw_server.ws.codes import CloseCode
 from hw_server.ws.protocol import DirectWebSocketProtocol, text_frame
 
-if TYPE_CHECKING:
-    from hw_server.ws.dispatcher import Dispatcher
-
 log = structlog.get_logger("ws")
 
-FLOOD = 200  # refusals by the rate limit in a row after which the socket is closed
-CLOSE_TIMEOUT = 2.0  # seconds for the peer to answer a close
+MAX_REFUSALS = 200  # by the rate limit in a row, after which the socket is closed
+CLOSE_TIMEOUT = 2.0  # seconds for the peer to answer a close frame
+
+Handle = Callable[["WebSocketConnection", bytes], Coroutine[Any, Any, None]]
 
 
 class WebSocketConnection:
-    """Belongs to the hub from accept to disconnect. `principal` is None until the sign-in."""
+    """Belongs to the hub from accept to disconnect. `handle` answers one message; `principal` is None until the sign-in;
+    `outcome` says in metrics how the connection ended."""
 
     __slots__ = (
         "_backlog",
-        "_dispatcher",
-        "_in_flight",
+        "_close_after",
+        "_handle",
+        "_in_progress",
         "_protocol",
-        "_refused",
+        "_refusals",
+        "_sent",
+        "_settings",
         "client_ip",
         "id",
         "opened",
         "outcome",
         "principal",
+        "topics",
         "user_agent",
         "warned",
     )
 
     def __init__(
         self,
-        dispatcher: "Dispatcher",
+        handle: Handle,
+        settings: WebSocketSettings,
+        sent: Counter,
         protocol: DirectWebSocketProtocol,
         client_ip: str | None,
-        user_agent: bytes | None,
+        user_agent: str | None,
     ) -> None:
         self.id = secrets.token_hex(8)
         self.client_ip = client_ip
         self.user_agent = user_agent
         self.principal: Principal | None = None
         self.opened = time.monotonic()
+        self.topics: set[str] | None = None  # names of the topics it is subscribed to
         self.warned = False  # whether `session.expiring` was sent for the present token
         self.outcome = "closed_by_client"
-        self._dispatcher = dispatcher
+        self._handle = handle
+        self._settings = settings
+        self._sent = sent
         self._protocol = protocol
-        self._in_flight: set[asyncio.Task[None]] | None = None
+        self._in_progress: set[asyncio.Task[None]] | None = None
         self._backlog: deque[bytes] | None = None
-        self._refused = 0
+        self._refusals = 0
+        self._close_after: CloseCode | None = None
 
     # In
 
@@ -66,8 +79,8 @@ class WebSocketConnection:
         if not is_text:
             self.close(CloseCode.BINARY_FRAME)
             return
-        if self._in_flight is not None and len(self._in_flight) >= self._dispatcher.max_in_flight:
-            # What was read along with the last call waits; reading goes on when a call ends.
+        if self._in_progress is not None and len(self._in_progress) >= self._settings.max_in_flight:
+            # Frames read with the last call are queued until a call ends; nothing more is read until then.
             if self._backlog is None:
                 self._backlog = deque()
             self._backlog.append(data)
@@ -76,23 +89,24 @@ class WebSocketConnection:
         self._begin(data)
 
     def on_control(self) -> None:
-        """A client that sends pings and does not read the pongs would fill the memory."""
+        """After the library may have answered a control frame by itself: pongs that the client does not read fill the buffer,
+        too."""
         if (too_big := self._protocol.too_big) is not None:
             self.outcome = (CloseCode.MESSAGE_TOO_BIG if too_big else CloseCode.PROTOCOL_ERROR).name.lower()
-        elif self._protocol.open and self._protocol.unsent > self._dispatcher.send_buffer_bytes:
+        elif self._protocol.open and self._protocol.unsent > self._settings.send_buffer_bytes:
             self.outcome = CloseCode.SLOW_CONSUMER.name.lower()
-            self._protocol.cut()
+            self._protocol.abort()
 
     def _begin(self, data: bytes) -> None:
-        if self._in_flight is None:
-            self._in_flight = set()
-        task = asyncio.get_running_loop().create_task(self._dispatcher.handle(self, data))
-        self._in_flight.add(task)
+        if self._in_progress is None:
+            self._in_progress = set()
+        task = asyncio.get_running_loop().create_task(self._handle(self, data))
+        self._in_progress.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        assert self._in_flight is not None
-        self._in_flight.discard(task)
+        assert self._in_progress is not None
+        self._in_progress.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("ws_call_failed", socket=self.id, exc_info=error)
         if self._backlog:
@@ -100,44 +114,56 @@ class WebSocketConnection:
         elif self._backlog is not None:
             self._backlog = None
             self._protocol.resume()
-        if not self._in_flight:
-            self._in_flight = None
+        if not self._in_progress:
+            self._in_progress = None
 
     @property
     def busy(self) -> bool:
-        return bool(self._in_flight)
+        return bool(self._in_progress)
 
-    def forget(self) -> None:
-        """The socket is gone: calls in flight run to their end, what has not begun never does."""
+    def discard_backlog(self) -> None:
+        """After the connection was lost: calls in progress run to their end, queued ones never begin."""
         self._backlog = None
 
     # Out
 
     def send(self, payload: bytes) -> None:
-        """Sends one message, or closes a client that does not read. Nothing is dropped silently."""
+        """Sends one message."""
+        self.send_frame(text_frame(payload))
+
+    def send_frame(self, frame: bytes) -> None:
+        """Writes a whole frame, or closes a client that does not read. Nothing is dropped silently."""
         protocol = self._protocol
         if not protocol.open:
             return
-        if protocol.unsent + len(payload) > self._dispatcher.send_buffer_bytes:
+        if protocol.unsent + len(frame) > self._settings.send_buffer_bytes:
             self.close(CloseCode.SLOW_CONSUMER)
             return
-        protocol.write_frame(text_frame(payload))
-        self._dispatcher.sent.inc()
+        protocol.write_frame(frame)
+        self._sent.inc()
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
-        self.send(to_json({"jsonrpc": "2.0", "method": method, "params": params}))
+        self.send_frame(text_frame(to_json({"jsonrpc": "2.0", "method": method, "params": params})))
 
     def close(self, code: CloseCode) -> None:
         if self._protocol.open:
             self.outcome = code.name.lower()
             self._protocol.close(code, self.outcome, CLOSE_TIMEOUT)
 
-    def close_soon(self, code: CloseCode) -> None:
-        """Closes after what is about to be sent; before the handshake is answered nothing is to be closed."""
-        asyncio.get_running_loop().call_later(0.05, self.close, code)
+    def close_after_response(self, code: CloseCode) -> None:
+        """Closes the connection once the response to this message, which says why, is sent."""
+        self._close_after = code
 
-    def limited(self, refused: bool) -> None:
-        """Counts refusals by the rate limit; a client that keeps on is closed."""
-        self._refused = self._refused + 1 if refused else 0
-        if self._refused >= FLOOD:
+    def message_done(self) -> None:
+        """One message was answered, or needed no answer."""
+        if self._close_after is not None:
+            self.close(self._close_after)
+
+    def count_refusal(self) -> None:
+        """Closes a client that goes on after `MAX_REFUSALS` refusals by the rate limit in a row."""
+        self._refusals += 1
+        if self._refusals >= MAX_REFUSALS:
             self.close(CloseCode.FLOODING)
+
+    def reset_refusals(self) -> None:
+        self._refusals = 0

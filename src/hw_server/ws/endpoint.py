@@ -1,33 +1,49 @@
-"""`/web`: the handshake. A raw ASGI application, because one coroutine per socket is what an idle socket costs."""
+"""`/web`: the handshake. A raw ASGI application: one coroutine is what an idle socket costs."""
 
 import time
 
 from starlette.types import Message, Receive, Scope, Send
 
+from hw_server.admission import Accounting, Admission
 from hw_server.errors import DomainError, NotFound, OriginNotAllowed, Unauthenticated, Unavailable
 from hw_server.http.addresses import Hosts, client_address, header, origin
-from hw_server.http.middleware import DEFAULT_HEADERS, request_id_of
-from hw_server.http.problems import response_of
-from hw_server.observability.logging import RequestLog
-from hw_server.operations import Call
-from hw_server.ratelimit import RateLimiter
+from hw_server.http.middleware import add_default_headers, request_id_of
+from hw_server.http.problems import problem_response
+from hw_server.observability.logging import current_call
+from hw_server.observability.metrics import Metrics
+from hw_server.operations import AuditTrail, Call, action_row
 from hw_server.settings import Settings
-from hw_server.ws.connection import WebSocketConnection
-from hw_server.ws.dispatcher import Dispatcher
+from hw_server.ws.connection import Handle, WebSocketConnection
 from hw_server.ws.hub import Hub
 from hw_server.ws.protocol import PROTOCOL
+from hw_server.ws.sign_in import SignIn
 
 PATH = "/web"
+ACTION = "session.authenticate"  # in the audit trail, as the operation of that name
 
 
 class WebSocketEndpoint:
+    """Accepts or refuses sockets; `handle` answers their messages."""
+
     def __init__(
-        self, settings: Settings, hub: Hub, dispatcher: Dispatcher, limiter: RateLimiter, requests_log: RequestLog
+        self,
+        settings: Settings,
+        hub: Hub,
+        handle: Handle,
+        metrics: Metrics,
+        admission: Admission,
+        sign_in: SignIn,
+        audit: AuditTrail,
+        accounting: Accounting,
     ) -> None:
+        self._settings = settings.ws
         self._hub = hub
-        self._dispatcher = dispatcher
-        self._limiter = limiter
-        self._requests_log = requests_log
+        self._handle = handle
+        self._sent = metrics.ws_messages.labels("out")
+        self._admission = admission
+        self._sign_in = sign_in
+        self._audit = audit
+        self._accounting = accounting
         self._trusted = settings.http.trusted_proxies
         self._hosts = Hosts(settings.http.allowed_hosts)
         own = origin(settings.http.public_url)
@@ -35,11 +51,17 @@ class WebSocketEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        call = Call("ws", request_id_of(scope), client_address(scope, self._trusted), time.perf_counter())
+        agent = header(scope, b"user-agent")
+        call = Call(
+            "ws", request_id_of(scope), client_address(scope, self._trusted), time.perf_counter(),
+            user_agent=agent.decode("latin-1") if agent else None,
+        )  # fmt: skip
+        current_call.set(call)
+        protocol = scope[PROTOCOL]
         connection = WebSocketConnection(
-            self._dispatcher, scope[PROTOCOL], call.client_ip, header(scope, b"user-agent")
+            self._handle, self._settings, self._sent, protocol, call.client_ip, call.user_agent
         )
-        scope[PROTOCOL].deliver_to(connection.on_message, connection.on_control)
+        protocol.deliver_to(connection.on_message, connection.on_control)
         try:
             await self._admit(scope, call, connection)
         except DomainError as refusal:
@@ -53,7 +75,7 @@ class WebSocketEndpoint:
             await self._hub.remove(connection)
 
     async def _admit(self, scope: Scope, call: Call, connection: WebSocketConnection) -> None:
-        """Raises what refuses the handshake. Whoever shows no good token is counted by address."""
+        """Raises what refuses the handshake."""
         self._hosts.check(scope)
         if scope["path"] != PATH:
             raise NotFound(f"the socket is at {PATH}")
@@ -64,32 +86,29 @@ class WebSocketEndpoint:
         # A browser always sends its origin; other programs are not bound by it.
         page = header(scope, b"origin")
         if page is not None and page.decode("latin-1") not in self._origins:
-            raise OriginNotAllowed
-        credentials = header(scope, b"authorization")
-        if credentials is None:
-            await self._limiter.check("ws", f"address:{call.client_ip}")
+            raise OriginNotAllowed("pages of this origin may not open a socket here")
+        authorization = header(scope, b"authorization")
+        await self._admission.admit("ws", call, authorization)
+        if authorization is None:
             return
         try:
-            scheme, _, token = credentials.decode("latin-1").partition(" ")
-            if scheme.lower() != "bearer":
-                raise Unauthenticated("malformed")
-            await self._dispatcher.sign_in(connection, call, token.strip())
-        except Unauthenticated:
-            await self._limiter.check("ws", f"address:{call.client_ip}")
+            if call.refusal is not None:
+                raise call.refusal
+            assert call.caller is not None
+            await self._sign_in.accept(connection, call.caller)
+        except DomainError as error:
+            outcome = "denied" if isinstance(error, Unauthenticated) else "failure"
+            self._audit.record(action_row(call, ACTION, outcome=outcome, status=error.status, error=error.code))
             raise
+        self._audit.record(action_row(call, ACTION, f"sessions/{call.caller.session_id}", status=200))
 
     async def _refuse(self, refusal: DomainError, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
-        self._hub.count(refusal.code)
-        self._requests_log.write(
-            "socket_refused", {"request_id": call.request_id, "code": refusal.code, "client_ip": call.client_ip}
-        )
+        self._accounting.refused_handshake(call, refusal.code)
 
-        async def with_headers(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"].endswith("response.start"):
-                own = {name for name, _ in message["headers"]}
-                message["headers"] += [item for item in DEFAULT_HEADERS if item[0] not in own]
-                message["headers"].append((b"x-request-id", call.request_id.encode()))
+                add_default_headers(message, call.request_id)
             await send(message)
 
-        await response_of(refusal, call.request_id)(scope, receive, with_headers)
+        await problem_response(refusal, call.request_id)(scope, receive, send_with_headers)
         scope[PROTOCOL].refused()

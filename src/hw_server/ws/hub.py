@@ -2,7 +2,11 @@
 
 import asyncio
 import time
+from collections.abc import Collection
 
+import structlog
+
+from hw_server.auth.revocations import Revocation
 from hw_server.observability.metrics import Metrics
 from hw_server.ratelimit import ConnectionLimiter
 from hw_server.ratelimit.connections import RENEWAL
@@ -10,11 +14,15 @@ from hw_server.settings import WebSocketSettings
 from hw_server.ws.codes import CloseCode
 from hw_server.ws.connection import WebSocketConnection
 
+log = structlog.get_logger("ws")
+
+SWEEP_INTERVAL = 1.0  # seconds
 EXPIRY_WARNING = 60.0  # seconds before the token expires; half its remaining life where that is shorter
+CLOSE_BATCH = 500  # sockets closed before the event loop has its turn
 
 
 class Hub:
-    """A supervised service."""
+    """A supervised service. Connections are found by the user that signed in and by the name of a topic."""
 
     name = "sockets"
 
@@ -23,6 +31,8 @@ class Hub:
         self._limiter = limiter
         self._open = metrics.ws_open
         self._outcomes = metrics.ws_outcomes
+        self._by_user: dict[str, set[WebSocketConnection]] = {}
+        self._by_topic: dict[str, set[WebSocketConnection]] = {}
         self.connections: set[WebSocketConnection] = set()
         self.draining = False
 
@@ -32,30 +42,54 @@ class Hub:
 
     def add(self, connection: WebSocketConnection) -> None:
         self.connections.add(connection)
+        if connection.principal is not None:
+            self._by_user.setdefault(connection.principal.sub, set()).add(connection)
         self._open.inc()
+
+    def signed_in(self, connection: WebSocketConnection) -> None:
+        """A connection that was added before its user signed in."""
+        if connection.principal is not None and connection in self.connections:
+            self._by_user.setdefault(connection.principal.sub, set()).add(connection)
 
     async def remove(self, connection: WebSocketConnection) -> None:
         self.connections.discard(connection)
+        for name in connection.topics or ():
+            _discard(self._by_topic, name, connection)
         self._open.dec()
-        self.count(connection.outcome)
-        connection.forget()
+        self._outcomes.labels(connection.outcome).inc()
+        connection.discard_backlog()
         if connection.principal is not None:
+            _discard(self._by_user, connection.principal.sub, connection)
             await self._limiter.release(connection.id)
 
-    def count(self, outcome: str) -> None:
-        self._outcomes.labels(outcome).inc()
+    def of_user(self, sub: str) -> Collection[WebSocketConnection]:
+        return self._by_user.get(sub, ())
 
-    def on_revoked(self, entry: str) -> None:
-        """Closes the sockets of a revoked session, or of a user (`sub:<sub>`)."""
-        for connection in list(self.connections):
-            principal = connection.principal
-            if principal is not None and entry in (principal.session_id, f"sub:{principal.sub}"):
+    def subscribe(self, connection: WebSocketConnection, topic: str) -> None:
+        if connection.topics is None:
+            connection.topics = set()
+        connection.topics.add(topic)
+        self._by_topic.setdefault(topic, set()).add(connection)
+
+    def unsubscribe(self, connection: WebSocketConnection, topic: str) -> None:
+        if connection.topics is not None:
+            connection.topics.discard(topic)
+        _discard(self._by_topic, topic, connection)
+
+    def subscribers(self, topic: str) -> Collection[WebSocketConnection]:
+        return self._by_topic.get(topic, ())
+
+    def on_revoked(self, revocation: Revocation) -> None:
+        """Closes the sockets that a revocation covers."""
+        candidates = self.connections if revocation.sub is None else self.of_user(revocation.sub)
+        for connection in list(candidates):
+            if connection.principal is not None and revocation.covers(connection.principal):
                 connection.close(CloseCode.SESSION_REVOKED)
 
     async def run(self) -> None:
         renewed = time.monotonic()
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(SWEEP_INTERVAL)
             self._sweep()
             if time.monotonic() - renewed >= RENEWAL:
                 renewed = time.monotonic()
@@ -78,12 +112,10 @@ class Hub:
                 connection.warned = True
                 connection.notify("session.expiring", {"expires_at": principal.expires_at})
 
-    async def drain(self) -> None:
-        return None
-
     async def close_all(self, timeout: float) -> None:
-        """Tells every client, lets calls in flight end for at most `timeout` seconds, then closes."""
+        """Tells every client, waits at most `timeout` seconds for calls in progress, then closes."""
         self.draining = True
+        log.info("closing_sockets", sockets=len(self.connections))
         for connection in list(self.connections):
             connection.notify("server.draining", {})
         deadline = time.monotonic() + timeout
@@ -91,5 +123,13 @@ class Hub:
             await asyncio.sleep(0.02)
         for index, connection in enumerate(list(self.connections)):
             connection.close(CloseCode.GOING_AWAY)
-            if index % 500 == 499:
+            if index % CLOSE_BATCH == CLOSE_BATCH - 1:
                 await asyncio.sleep(0)
+
+
+def _discard(index: dict[str, set[WebSocketConnection]], name: str, connection: WebSocketConnection) -> None:
+    connections = index.get(name)
+    if connections is not None:
+        connections.discard(connection)
+        if not connections:
+            del index[name]

@@ -1,5 +1,5 @@
-"""uvicorn's sans-IO WebSocket protocol with a short way in and out: a message goes straight to the socket's owner, and a
-frame straight to the transport. The handshake, control frames, close and keep-alive stay uvicorn's."""
+"""uvicorn's sans-IO WebSocket protocol (RFC 6455) with a shorter path in and out: a message goes straight to the connection's
+owner, a frame straight to the transport. The handshake, control frames, close and keep-alive stay uvicorn's."""
 
 import struct
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from websockets.exceptions import PayloadTooBig
 from websockets.frames import apply_mask  # type: ignore[attr-defined]
 
 TEXT, CONTROL, MASKED = 0x81, 0x88, 0x80  # a final text frame, the first control frame, the bit of a client's mask
-CONTROL_SIZE = 125  # bytes; what calls itself a control frame and is longer is for the library to refuse
+MAX_CONTROL_PAYLOAD = 125  # bytes (RFC 6455, section 5.5); the library refuses longer ones
 PROTOCOL = "hw.protocol"  # the scope's key of the connection's protocol object
 
 
@@ -28,13 +28,13 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     on_message: Callable[[bytes, bool], None] | None = None
     on_control: Callable[[], None] = staticmethod(lambda: None)
     _partial = b""  # the beginning of a frame
-    _foreign = False  # whether the library reads all frames: a fragmented message, or one it must refuse
+    _by_library = False  # whether the library parses all frames: after a fragmented message, or one it must refuse
 
     def data_received(self, data: bytes) -> None:
-        """Whole text frames are read here; everything else goes, frame by frame, to the library."""
-        # What comes before the handshake is answered may leave the library in the middle of a frame.
-        self._foreign = self._foreign or (self.handshake_initiated and not self.handshake_complete)
-        if self.on_message is None or self._foreign:
+        """Whole text frames are parsed here; everything else goes, frame by frame, to the library."""
+        # Data that comes before the handshake is answered may leave the library in the middle of a frame.
+        self._by_library = self._by_library or (self.handshake_initiated and not self.handshake_complete)
+        if self.on_message is None or self._by_library:
             super().data_received(data)
             self.on_control()
             return
@@ -50,9 +50,9 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
                     break
                 size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
             following = start + 4 + size
-            control = kind >= CONTROL and data[position + 1] >= MASKED and size <= CONTROL_SIZE
+            control = kind >= CONTROL and data[position + 1] >= MASKED and size <= MAX_CONTROL_PAYLOAD
             if not control and (kind != TEXT or data[position + 1] < MASKED or size > self.config.ws_max_size):
-                self._foreign = True
+                self._by_library = True
                 super().data_received(data[position:])
                 self.on_control()
                 return
@@ -81,8 +81,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             self.on_message(bytes(data), self.curr_msg_data_type == "text")
 
     def deliver_to(self, on_message: Callable[[bytes, bool], None], on_control: Callable[[], None]) -> None:
-        """From now on messages go to `on_message(data, is_text)`, and after anything that the library may have answered by
-        itself `on_control()` is called; call before the handshake is answered."""
+        """From now on messages go to `on_message(data, is_text)`; `on_control()` is called after frames that the library may
+        have answered by itself. Call before the handshake is answered."""
         self.on_message, self.on_control = on_message, on_control
 
     @property
@@ -91,7 +91,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def unsent(self) -> int:
-        """Bytes that the client has not taken yet."""
+        """Bytes in the write buffer: the client has not received them yet."""
         return self.transport.get_write_buffer_size()
 
     def write_frame(self, frame: bytes) -> None:
@@ -109,20 +109,21 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def too_big(self) -> bool | None:
-        """Why the library ended the connection: over the size of a message, or else over the protocol; None while it has not."""
+        """Whether the library ended the connection for a message over the size limit (True) or a protocol error (False); None
+        while it has not."""
         failure = self.conn.parser_exc
         return None if failure is None else isinstance(failure, PayloadTooBig)
 
-    def cut(self) -> None:
-        """Ends the connection now, without what is still unsent."""
+    def abort(self) -> None:
+        """Ends the connection now; the write buffer is lost."""
         self.transport.abort()
 
     def refused(self) -> None:
-        """The handshake was answered with an HTTP error; without this uvicorn logs an incomplete one."""
+        """The handshake was answered with an HTTP error; without this uvicorn logs that it is incomplete."""
         self.handshake_complete = True
 
     def close(self, code: int, reason: str, timeout: float) -> None:
-        """Sends a close frame; the connection is cut when the peer has not answered after `timeout` seconds."""
+        """Sends a close frame; aborts the connection when the peer has not answered it after `timeout` seconds."""
         if not self.open:
             return
         self.conn.send_close(code, reason)

@@ -1,0 +1,128 @@
+"""Binds what a caller sent, over HTTP or RPC, to the arguments of an operation's function. JSON has types of its own, so its
+values are taken strictly (`"7"` is no number, `0` no date); the texts of a URL are converted."""
+
+from typing import Any, get_origin
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic_core import from_json, to_json
+
+from hw_server.errors import InvalidInput, Malformed
+from hw_server.operations.declaration import Operation
+from hw_server.operations.signature import BODY, QUERY, Signature, model_of
+
+MAX_QUERY_FIELDS = 100
+MAX_PROBLEMS = 50  # named in one answer
+
+
+class Binder:
+    """Binds the input of one operation."""
+
+    def __init__(self, operation: Operation, signature: Signature) -> None:
+        self._fields = signature.fields
+        self._path_fields = signature.path_fields
+        self._owners = signature.owners
+        url_params: type[BaseModel] = create_model(  # type: ignore[call-overload]
+            operation.name.replace(".", "_"),
+            __config__=ConfigDict(extra="forbid"),
+            **{name: (annotation, ...) for name, annotation in self._fields.items() if name != BODY},
+        )
+        self._url_params = url_params.__pydantic_validator__
+        self._body = TypeAdapter(self._fields[BODY]).validator if BODY in self._fields else None
+        self._query_lists = _list_fields(self._fields[QUERY]) if QUERY in self._fields else frozenset()
+
+    def from_http(self, path_params: dict[str, Any], query_string: bytes, body: bytes) -> dict[str, Any]:
+        """Raises `Malformed` for a query string or a body that cannot be parsed, `InvalidInput` that names every bad field."""
+        raw: dict[str, Any] = {name: path_params[name] for name in self._path_fields}
+        if QUERY in self._fields:
+            raw[QUERY] = self._parse_query(query_string)
+        elif query_string:
+            raw.update(self._parse_query(query_string))
+        arguments: dict[str, Any] = {}
+        problems: list[dict[str, str]] = []
+        if self._fields or raw:
+            try:
+                arguments.update(self._url_params.validate_python(raw).__dict__)
+            except ValidationError as error:
+                problems = _field_problems(error, QUERY)
+        return self._with_body(arguments, problems, body)
+
+    def from_rpc(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The same for the parameters of an RPC call: path, query and body fields together."""
+        raw: dict[str, Any] = {field: {} for field in (QUERY, BODY) if field in self._fields}
+        for name, value in params.items():
+            field = self._owners.get(name, name)
+            if field in (QUERY, BODY) and field in raw:
+                raw[field][name] = value
+            else:
+                raw[name] = value
+        body = to_json(raw.pop(BODY)) if self._body is not None else b""
+        arguments: dict[str, Any] = {}
+        problems: list[dict[str, str]] = []
+        if raw:
+            try:
+                arguments.update(self._url_params.validate_json(to_json(raw), strict=True).__dict__)
+            except ValidationError as error:
+                problems = _field_problems(error, QUERY)
+        return self._with_body(arguments, problems, body)
+
+    def _with_body(self, arguments: dict[str, Any], problems: list[dict[str, str]], body: bytes) -> dict[str, Any]:
+        if self._body is not None:
+            if not body:
+                raise Malformed("the body is empty; a JSON object is expected")
+            if b"NaN" in body or b"Infinity" in body:
+                _refuse_non_finite(body)
+            try:
+                arguments[BODY] = self._body.validate_json(body, strict=True)
+            except ValidationError as error:
+                problems += _field_problems(error, BODY)
+        if problems:
+            raise InvalidInput(problems[:MAX_PROBLEMS])
+        return arguments
+
+    def _parse_query(self, query_string: bytes) -> dict[str, Any]:
+        if not query_string:
+            return {}
+        try:
+            pairs = parse_qsl(
+                query_string.decode("ascii"),
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=MAX_QUERY_FIELDS,
+            )
+        except ValueError:
+            raise Malformed("the query string is not valid") from None
+        values: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in self._query_lists:
+                values.setdefault(name, []).append(value)
+            else:
+                values[name] = value
+        return values
+
+
+def _list_fields(annotation: Any) -> frozenset[str]:
+    """The fields of a query that may be given several times."""
+    fields = model_of(annotation).model_fields
+    return frozenset(name for name, field in fields.items() if get_origin(field.annotation) in (list, set, tuple))
+
+
+def _refuse_non_finite(data: bytes) -> None:
+    """Pydantic's parser takes the names of numbers that JSON does not have (RFC 8259, section 6)."""
+    try:
+        from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise Malformed(f"not valid JSON: {str(error)[:120]}") from None
+
+
+def _field_problems(error: ValidationError, part: str) -> list[dict[str, str]]:
+    """By field; what is wrong with `part` as a whole is named after it. Raises `Malformed` for what is no JSON."""
+    problems = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        if item["type"] == "json_invalid":
+            raise Malformed(f"not valid JSON: {item['msg'].removeprefix('Invalid JSON: ')[:120]}")
+        location = [str(step) for step in item["loc"]]
+        if part == QUERY and location[0] == QUERY:
+            location = location[1:]
+        problems.append({"field": ".".join(location)[:200] or part, "message": item["msg"], "type": item["type"]})
+    return problems[:MAX_PROBLEMS]

@@ -1,0 +1,40 @@
+"""Signing a socket in: at the handshake, by `session.authenticate`, and again by `session.refresh`."""
+
+from hw_server.auth import Principal
+from hw_server.auth.authentication import Authentication
+from hw_server.errors import Conflict
+from hw_server.ratelimit import ConnectionLimiter
+from hw_server.ws.connection import WebSocketConnection
+from hw_server.ws.hub import Hub
+
+
+class SignIn:
+    """Gives a connection its principal and its lease of the user's limit on open sockets."""
+
+    def __init__(self, authentication: Authentication, limiter: ConnectionLimiter, hub: Hub) -> None:
+        self._authentication = authentication
+        self._limiter = limiter
+        self._hub = hub
+
+    async def by_token(self, connection: WebSocketConnection, token: str) -> Principal:
+        """Raises `Unauthenticated`, `RateLimited` for a socket too many, or `Unavailable`."""
+        principal = await self._authentication.authenticate(token, connection.client_ip, connection.user_agent)
+        await self.accept(connection, principal)
+        return principal
+
+    async def accept(self, connection: WebSocketConnection, principal: Principal) -> None:
+        """Signs an authenticated caller in. Raises `RateLimited` for a socket too many, or `Unavailable`."""
+        if connection.principal is not None:
+            raise Conflict("the socket is signed in; use session.refresh")
+        await self._limiter.acquire(principal.sub, connection.id)
+        connection.principal, connection.warned = principal, False
+        self._hub.signed_in(connection)
+
+    async def refresh(self, connection: WebSocketConnection, token: str) -> Principal:
+        """Replaces the token of a connection by a newer one of the same user; raises `Conflict` for another user's."""
+        principal = await self._authentication.authenticate(token, connection.client_ip, connection.user_agent)
+        assert connection.principal is not None
+        if principal.sub != connection.principal.sub:
+            raise Conflict("the token is another user's")
+        connection.principal, connection.warned = principal, False
+        return principal
