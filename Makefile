@@ -5,7 +5,7 @@ BIN := .venv/bin
 HW := $(BIN)/hw
 
 .DEFAULT_GOAL := help
-.PHONY: help up down logs status clean test bench lint types format lock venv
+.PHONY: help up down logs status clean test coverage bench check lint types format lock venv
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,13 +28,20 @@ clean: venv ## Stop everything and remove the data (asks first)
 	@$(HW) clean
 
 test: venv ## Run all tests (ARGS="tests/test_authors.py -k create")
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/$(if $(COVERAGE),coverage run,python) -m pytest -n 2 --dist loadfile $(ARGS)
+
+coverage: venv ## Run all tests and report the branches of src/hw_server that none takes
+	@$(BIN)/coverage erase
+	@$(MAKE) --no-print-directory test COVERAGE=1
+	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 bench: venv ## Measure against a floor in the same run
 	@$(BIN)/python -m bench $(ARGS)
 
-lint: venv ## Check the style
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+check: lint types test ## Check all that continuous integration checks, but the container stack
+
+lint: venv ## Check the style and the direction of imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
 
 types: venv ## Check the types
 	@$(BIN)/mypy
@@ -43,11 +50,12 @@ format: venv ## Mend the style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 lock: ## Pin requirements/*.in anew (needs uv)
-	@for name in base dev keycloak; do \
-	  uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
-	    --python-version 3.11 requirements/$$name.in $$([ $$name = dev ] && echo -c requirements/base.txt) \
-	    -o requirements/$$name.txt || exit 1; \
-	done
+	@command -v uv >/dev/null || { echo "uv is missing: pip install uv (or pipx install uv)"; exit 1; }
+	@pin() { uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
+	    --python-version 3.11 "$$@"; }; \
+	pin requirements/base.in -o requirements/base.txt && \
+	pin requirements/base.in requirements/dev.in -c requirements/base.txt -o requirements/dev.txt && \
+	pin requirements/keycloak.in -o requirements/keycloak.txt
 
 # Without ensurepip (Debian keeps it in python3-venv): the system's pip installs into the new environment.
 .venv/complete: requirements/dev.txt pyproject.toml

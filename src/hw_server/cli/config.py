@@ -27,7 +27,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List every setting with its variable, value and meaning."""
-    found = [
+    rows = [
         {
             "name": name,
             "variable": variable_of(name),
@@ -37,13 +37,13 @@ def show(
         for name, value, description in _walk(settings_or_exit())
     ]
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(rows, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("Variable", "Value", "Meaning", show_lines=False)
-    for item in found:
+    for item in rows:
         table.add_row(item["variable"], item["value"], item["description"])
     Console().print(table)
 

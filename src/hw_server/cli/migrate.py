@@ -37,10 +37,10 @@ def status() -> None:
     """List migrations and whether each is applied; exit code 1 where one is pending."""
     from hw_server.db import migrations
 
-    found = _run(migrations.status(settings_or_exit(running_environment()).database))
-    for revision, message, applied in found:
+    revisions = _run(migrations.status(settings_or_exit(running_environment()).database))
+    for revision, message, applied in revisions:
         typer.echo(f"{'applied' if applied else 'pending'}  {revision}  {message}")
-    raise typer.Exit(0 if all(applied for _, _, applied in found) else 1)
+    raise typer.Exit(0 if all(applied for _, _, applied in revisions) else 1)
 
 
 @app.command()

@@ -21,7 +21,7 @@ def list_sessions(
     user: Annotated[str | None, typer.Argument(help="A user's name or `sub`; default: everybody.")] = None,
 ) -> None:
     """List sessions, the last seen first: id, name, `sub`, address, last seen."""
-    for session in sorted(_with_store(lambda store: _of(store, user)), key=lambda found: -found.last_seen_at):
+    for session in sorted(_with_store(lambda store: _of(store, user)), key=lambda session: -session.last_seen_at):
         seen = datetime.fromtimestamp(session.last_seen_at).astimezone().isoformat(timespec="seconds")
         typer.echo(f"{session.id}  {session.username}  {session.sub}  {session.client_ip or '-'}  last seen {seen}")
 

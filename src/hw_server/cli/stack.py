@@ -103,7 +103,7 @@ def status(
     """Show every process: name, pid, port, state. Exit code 1 unless all of them run."""
     stack = _saved(state)
     processes = list(stack.processes.values()) if stack else []
-    found: list[dict[str, Any]] = [
+    rows: list[dict[str, Any]] = [
         {
             "name": process.service.name,
             "pid": process.pid,
@@ -113,18 +113,18 @@ def status(
         for process in processes
     ]
     if as_json:
-        typer.echo(json.dumps(found))
-    elif not found:
+        typer.echo(json.dumps(rows))
+    elif not rows:
         typer.echo("nothing runs; start it with `make up`")
     else:
         from rich.console import Console
         from rich.table import Table
 
         table = Table("Name", "State", "Port", "Pid")
-        for item in found:
+        for item in rows:
             table.add_row(item["name"], item["state"], str(item["port"]), str(item["pid"] or ""))
         Console().print(table)
-    raise typer.Exit(0 if found and all(item["state"] == "running" for item in found) else 1)
+    raise typer.Exit(0 if rows and all(item["state"] == "running" for item in rows) else 1)
 
 
 def logs(
@@ -136,8 +136,8 @@ def logs(
     """Show a process's log."""
     path = state / "logs" / f"{name}.log"
     if not path.exists():
-        there = ", ".join(sorted(log.stem for log in (state / "logs").glob("*.log"))) or "none yet"
-        typer.echo(f"there is no log of {name}; logs: {there}", err=True)
+        existing = ", ".join(sorted(log.stem for log in (state / "logs").glob("*.log"))) or "none yet"
+        typer.echo(f"there is no log of {name}; logs: {existing}", err=True)
         raise typer.Exit(1)
     tail = shutil.which("tail") or "tail"
     options = ["-F"] if follow else []

@@ -45,12 +45,12 @@ def token(
             .json()
         )
         endpoint = discovered["token_endpoint"].replace(settings.oidc.issuer, base, 1)
-        answer = httpx.post(endpoint, data=form, timeout=10, trust_env=proxied)
+        response = httpx.post(endpoint, data=form, timeout=10, trust_env=proxied)
     except (httpx.HTTPError, ValueError, KeyError):
-        typer.echo(f"the identity provider at {base} does not answer; start it with `make up`", err=True)
+        typer.echo(f"the identity provider at {base} does not response; start it with `make up`", err=True)
         raise typer.Exit(1) from None
-    if answer.status_code != 200:
-        reason = answer.json().get("error_description", "") if "json" in answer.headers.get("content-type", "") else ""
-        typer.echo(f"the identity provider refused {user}: {reason or answer.status_code}", err=True)
+    if response.status_code != 200:
+        reason = response.json().get("error_description", "") if "json" in response.headers.get("content-type", "") else ""
+        typer.echo(f"the identity provider refused {user}: {reason or response.status_code}", err=True)
         raise typer.Exit(1)
-    typer.echo(answer.json()["access_token"])
+    typer.echo(response.json()["access_token"])

@@ -1,4 +1,4 @@
-"""Who is on the other end (the peer, or what trusted proxies say of it), and by which name it called this server."""
+"""The client's address (of the peer, or as trusted proxies report it), and the host names this server is called by."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
@@ -17,7 +17,7 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def client_address(scope: Scope, trusted: Networks) -> str | None:
-    """The nearest address that is not a trusted proxy; `X-Forwarded-For` from anybody else is not looked at."""
+    """The nearest address that is not a trusted proxy; `X-Forwarded-For` of other peers is ignored."""
     peer: str | None = scope["client"][0] if scope.get("client") else None
     if not trusted or peer is None or not _within(peer, trusted):
         return peer
@@ -49,13 +49,13 @@ def _within(address: str, networks: Networks) -> bool:
 
 
 def origin(address: str) -> str:
-    """`https://api.example.org` of any address there, as a browser sends it."""
+    """The origin of a URL, `https://api.example.org`, as browsers send it."""
     scheme, _, rest = address.partition("://")
     return f"{scheme}://{rest.partition('/')[0]}"
 
 
 class Hosts:
-    """The names this server answers for, `*.example.org` for all below one; none given means any name."""
+    """The host names of `http.allowed_hosts`: exact, or `*.example.org` for all below one. An empty list allows any."""
 
     def __init__(self, allowed: tuple[str, ...]) -> None:
         self._any = not allowed

@@ -64,15 +64,15 @@ def add_documents(app: FastAPI, settings: OidcSettings, keys: SigningKeys) -> No
 
     @app.get(DISCOVERY, include_in_schema=False)
     async def discovery() -> dict[str, Any]:
-        """The provider's description, cut down to the one way in that the pages offer, and to the way out."""
-        found = keys.discovery or await keys.discover()
-        kept = {name: found[name] for name in ("issuer", "authorization_endpoint", "token_endpoint")}
-        kept |= {name: found[name] for name in ("end_session_endpoint",) if name in found}
+        """The provider's OpenID configuration, reduced to what the pages use."""
+        discovery = keys.discovery or await keys.discover()
+        fields = {name: discovery[name] for name in ("issuer", "authorization_endpoint", "token_endpoint")}
+        fields |= {name: discovery[name] for name in ("end_session_endpoint",) if name in discovery}
         if settings.internal_url:
-            # Keycloak answers with a token endpoint at the address it was asked at; no browser reaches that one.
+            # Keycloak names its token endpoint at the address of the request, which browsers cannot reach.
             internal = settings.internal_url.rstrip("/")
-            kept = {name: value.replace(internal, settings.issuer, 1) for name, value in kept.items()}
-        return {**kept, "grant_types_supported": ["authorization_code"], "scopes_supported": ["openid"]}
+            fields = {name: value.replace(internal, settings.issuer, 1) for name, value in fields.items()}
+        return {**fields, "grant_types_supported": ["authorization_code"], "scopes_supported": ["openid"]}
 
     @app.get(REDIRECT, include_in_schema=False)
     async def redirect() -> HTMLResponse:

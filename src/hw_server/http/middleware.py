@@ -21,7 +21,7 @@ log = structlog.get_logger("http")
 
 CALL = "hw.call"  # the scope's key of this request's Call
 HEADERS = "hw.headers"  # the scope's key of headers for the response, also where an exception makes it
-EXEMPT_PATHS = frozenset({"/health", "/health/live", "/metrics"})  # asked from inside, often and by whatever host name
+EXEMPT_PATHS = frozenset({"/health", "/health/live", "/metrics"})  # requested by probes, often and by any host name
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
@@ -38,8 +38,8 @@ DEFAULT_HEADERS = [
 
 def request_id_of(scope: Scope) -> str:
     """The caller's `X-Request-ID` where it is usable, else a new one."""
-    given = header(scope, b"x-request-id")
-    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else f"{getrandbits(64):016x}"
+    value = header(scope, b"x-request-id")
+    return value.decode() if value is not None and REQUEST_ID.fullmatch(value) else f"{getrandbits(64):016x}"
 
 
 def add_default_headers(message: Message, request_id: str) -> None:
