@@ -1,18 +1,21 @@
 """What a declaration may not say is refused at start."""
 
+import json
 import shutil
 import uuid
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from hw_server import audit
 from hw_server.app import create_app
-from hw_server.errors import DomainError
+from hw_server.errors import DomainError, InvalidInput
 from hw_server.operations import CountCache, Feature, Operations, Provided, Read
+from hw_server.operations.binding import Binder
 from hw_server.operations.signature import Signature, read_signature
 from hw_server.runtime.parts import Parts
 from hw_server.settings import load
@@ -76,6 +79,42 @@ def test_a_route_is_declared_once() -> None:
         operations.get(name, "/{id}", public=True)(whole)
     with pytest.raises(ValueError, match=r"things.find: GET /things/\{id\} is declared twice"):
         create_app(load({}), [audit.feature, Feature("things", operations)])
+
+
+class Search(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    day: date
+    tags: tuple[str, ...] = ()
+
+
+async def search(query: Search) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("request_id", "params"),
+    [
+        ("1", '{"day": "2026-01-02", "tags": ["a"]}'),
+        ('"x"', '{"day": "2026-01-02"}'),
+        ("1", '{"day": 0}'),
+        ("1", '{"day": "2026-01-02", "more": 1}'),
+        ("1", '{"day": "2026-01-02", "tags": [NaN]}'),
+        ("true", '{"day": "2026-01-02"}'),
+        ("1", '{"day": "2020-01-01", "day": "2026-01-02", "method": "x"}'),
+    ],
+)
+def test_a_request_that_is_parsed_once_gives_the_same(request_id: str, params: str) -> None:
+    operations = Operations()
+    operations.rpc("things.search", public=True)(search)
+    binder = Binder(operations.declared[0], read_signature(operations.declared[0], Parts()))
+    once = binder.from_request(
+        f'{{"jsonrpc": "2.0", "id": {request_id}, "method": "things.search", "params": {params}}}'.encode()
+    )
+    try:
+        expected = binder.from_rpc(json.loads(params)) if request_id != "true" and "NaN" not in params else None
+    except InvalidInput:
+        expected = None
+    assert (once and once[1]) == expected
 
 
 def test_problems_and_rpc_codes_map_one_to_one() -> None:
