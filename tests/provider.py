@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
-ROLES = ["authors:read", "authors:write", "audit:read", "sessions:admin"]
+ROLES = ["notes:read", "notes:write", "audit:read", "sessions:admin"]
 
 
 class Provider:

@@ -34,17 +34,17 @@ def trusting(serve: Serve, own: Provider) -> Iterator[Running]:
 
 def test_signs_in_and_calls(url: str, browser: Browser) -> None:
     page = open_console(browser, url, "alice")
-    expect(page.locator("#account")).to_contain_text("alice authors:read, authors:write")
+    expect(page.locator("#account")).to_contain_text("alice notes:read, notes:write")
     expect(page.locator("#state")).to_have_text("Connected")
     assert page.url == f"{url}/"
     assert page.evaluate("sessionStorage.length + localStorage.length") == 0
-    assert '"per_page": 7' in ask(page, "authors.list", '{"per_page": 7}')
+    assert '"per_page": 7' in ask(page, "notes.list", '{"per_page": 7}')
 
 
 def test_shows_a_refusal(url: str, browser: Browser) -> None:
     page = open_console(browser, url, "carol")
-    expect(page.locator("#methods label", has_text="authors.list")).to_contain_text("authors:read, not yours")
-    assert '"code": -32003' in ask(page, "authors.list")
+    expect(page.locator("#methods label", has_text="notes.list")).to_contain_text("notes:read, not yours")
+    assert '"code": -32003' in ask(page, "notes.list")
 
 
 def test_params_that_are_no_object_are_not_sent(url: str, browser: Browser) -> None:
@@ -58,10 +58,10 @@ def test_params_that_are_no_object_are_not_sent(url: str, browser: Browser) -> N
 
 def test_params_are_filled_in_as_declared(url: str, browser: Browser) -> None:
     page = open_console(browser, url, "alice")
-    page.check("input[value='authors.create']", force=True)
-    expect(page.locator("#params")).to_have_value('{\n  "name": ""\n}')
-    page.click("#declared button:has-text('born')")
-    expect(page.locator("#params")).to_have_value('{\n  "name": "",\n  "born": ""\n}')
+    page.check("input[value='notes.create']", force=True)
+    expect(page.locator("#params")).to_have_value('{\n  "title": ""\n}')
+    page.click("#declared button:has-text('due')")
+    expect(page.locator("#params")).to_have_value('{\n  "title": "",\n  "due": ""\n}')
 
 
 def test_signs_out(url: str, browser: Browser) -> None:

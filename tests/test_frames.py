@@ -28,16 +28,16 @@ FRAMES: dict[str, tuple[int, str]] = {
     "a method that is no text": (-32600, '{"jsonrpc":"2.0","id":1,"method":7}'),
     "params in a list": (-32600, '{"jsonrpc":"2.0","id":1,"method":"ping","params":[1]}'),
     "an id that is an object": (-32600, '{"jsonrpc":"2.0","id":{},"method":"ping"}'),
-    "an unknown method": (-32601, '{"jsonrpc":"2.0","id":1,"method":"authors.explode"}'),
+    "an unknown method": (-32601, '{"jsonrpc":"2.0","id":1,"method":"notes.explode"}'),
     "a private method": (-32601, '{"jsonrpc":"2.0","id":1,"method":"__init__"}'),
-    "unknown params": (-32602, '{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"evil":1}}'),
-    "a number as text": (-32602, '{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"per_page":"7"}}'),
-    "nested parts": (-32602, '{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"query":{"per_page":1}}}'),
+    "unknown params": (-32602, '{"jsonrpc":"2.0","id":1,"method":"notes.list","params":{"evil":1}}'),
+    "a number as text": (-32602, '{"jsonrpc":"2.0","id":1,"method":"notes.list","params":{"per_page":"7"}}'),
+    "nested parts": (-32602, '{"jsonrpc":"2.0","id":1,"method":"notes.list","params":{"query":{"per_page":1}}}'),
     "an id past 64 bits": (
         -32602,
-        '{"jsonrpc":"2.0","id":1,"method":"authors.get","params":{"id":9223372036854775808}}',
+        '{"jsonrpc":"2.0","id":1,"method":"notes.get","params":{"id":9223372036854775808}}',
     ),
-    "NUL": (-32602, '{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"name":"\\u0000"}}'),
+    "NUL": (-32602, '{"jsonrpc":"2.0","id":1,"method":"notes.list","params":{"title":"\\u0000"}}'),
 }
 
 
@@ -62,7 +62,7 @@ async def test_a_batch_is_answered_in_one_frame(server: Running, token: Token) -
 
 async def test_a_notification_has_no_answer(server: Running, token: Token) -> None:
     async with server.socket(token("alice")) as socket:
-        await socket.raw.send('{"jsonrpc":"2.0","method":"authors.list"}')
+        await socket.raw.send('{"jsonrpc":"2.0","method":"notes.list"}')
         await socket.raw.send('{"jsonrpc":"2.0","method":"nothing.there"}')
         await socket.raw.send('[{"jsonrpc":"2.0","method":"ping"}]')
         assert (await socket.call("ping"))["id"] == 1
@@ -84,7 +84,7 @@ async def test_a_message_too_big_closes(server: Running, token: Token) -> None:
 async def test_no_sign_in_closes(serve: Serve) -> None:
     with serve(HW_WS__AUTH_TIMEOUT="0.5") as running:
         async with running.socket() as socket:
-            assert (await socket.call("authors.list"))["error"]["code"] == -32001
+            assert (await socket.call("notes.list"))["error"]["code"] == -32001
             assert await socket.closed() == (4401, "unauthenticated")
 
 
@@ -92,7 +92,7 @@ async def test_signs_in_by_the_first_call(server: Running, token: Token) -> None
     async with server.socket() as socket:
         answer = await socket.call("session.authenticate", token=token("alice"))
         assert answer["result"]["username"] == "alice"
-        assert "items" in (await socket.call("authors.list"))["result"]
+        assert "items" in (await socket.call("notes.list"))["result"]
         again = await socket.call("session.authenticate", token=token("alice"))
     assert again["error"]["code"] == -32009
 
@@ -107,7 +107,7 @@ async def test_refreshes_with_a_token_of_the_same_user(server: Running, token: T
 async def test_a_flood_is_answered_to_the_last(server: Running, token: Token) -> None:
     async with server.socket(token("alice")) as socket:
         for index in range(1000):
-            await socket.raw.send(json.dumps({"jsonrpc": "2.0", "id": index, "method": "authors.list"}))
+            await socket.raw.send(json.dumps({"jsonrpc": "2.0", "id": index, "method": "notes.list"}))
         ids = {(await socket.read())["id"] for _ in range(1000)}
     assert ids == set(range(1000))
 

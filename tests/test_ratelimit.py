@@ -115,7 +115,7 @@ async def test_strangers_handshakes_have_a_limit(serve: Serve) -> None:
 async def test_calls_before_the_sign_in_count(serve: Serve) -> None:
     with serve(HW_RATELIMIT__WS_PER_MINUTE="3", **prefix()) as running:
         async with running.socket() as socket:
-            codes = [(await socket.call("authors.list"))["error"]["code"] for _ in range(3)]
+            codes = [(await socket.call("notes.list"))["error"]["code"] for _ in range(3)]
     assert codes == [-32001, -32001, -32029]
 
 

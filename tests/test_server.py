@@ -35,18 +35,18 @@ async def test_health_names_every_component(server: Running) -> None:
 
 
 async def test_counts_requests_by_route(server: Running, dave: httpx.AsyncClient) -> None:
-    key = ("http_requests_total", (("method", "GET"), ("route", "/api/authors/{id}"), ("status", "404")))
+    key = ("http_requests_total", (("method", "GET"), ("route", "/api/notes/{id}"), ("status", "404")))
     before = (await samples(dave)).get(key, 0)
     for index in range(3):
-        await dave.get(f"/api/authors/{2**62 + index}")
+        await dave.get(f"/api/notes/{2**62 + index}")
     after = await samples(dave)
     assert after[key] == before + 3
-    assert not [name for name, labels in after if "/api/authors/4611" in str(labels)]
+    assert not [name for name, labels in after if "/api/notes/4611" in str(labels)]
 
 
 async def test_exports_what_the_design_promises(server: Running, token: Token, dave: httpx.AsyncClient) -> None:
     async with server.socket(token("dave")) as socket:
-        await socket.call("authors.list")
+        await socket.call("notes.list")
         names = {name for name, _ in await samples(dave)}
     assert names >= {
         "http_requests_total", "http_request_duration_seconds_count", "http_requests_in_progress", "ws_connections_open",
@@ -57,10 +57,10 @@ async def test_exports_what_the_design_promises(server: Running, token: Token, d
 
 async def test_a_request_can_be_found_in_the_log(server: Running, dave: httpx.AsyncClient) -> None:
     mine = uuid.uuid4().hex
-    answer = await dave.get("/api/authors", headers={"X-Request-ID": mine})
+    answer = await dave.get("/api/notes", headers={"X-Request-ID": mine})
     [line] = await until(lambda: server.lines_of(mine))
     assert answer.headers["x-request-id"] == mine
-    assert (line["event"], line["level"], line["route"], line["status"]) == ("request", "info", "/api/authors", 200)
+    assert (line["event"], line["level"], line["route"], line["status"]) == ("request", "info", "/api/notes", 200)
     assert (line["user_id"], line["method"]) == ("dave", "GET")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", line["timestamp"])
 
@@ -144,10 +144,10 @@ async def test_no_worker_outlives_its_parent(serve: Serve) -> None:
 async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
     with serve(HW_HTTP__DRAIN_DELAY="1", HW_AUDIT__FLUSH_INTERVAL="30") as running:
         async with running.socket(token("alice")) as socket, running.client(token("alice")) as client:
-            answer = await client.get("/api/authors")
+            answer = await client.get("/api/notes")
             running.process.send_signal(signal.SIGTERM)
             health = await until(lambda: _draining(client))
-            assert (health.status_code, (await client.get("/api/authors")).status_code) == (503, 200)
+            assert (health.status_code, (await client.get("/api/notes")).status_code) == (503, 200)
             assert (await socket.read())["method"] == "server.draining"
             assert await socket.closed() == (1001, "going_away")
         assert await asyncio.to_thread(running.process.wait, 30) == 0
@@ -168,8 +168,8 @@ async def test_a_running_request_is_finished(serve: Serve, token: Token, databas
     with serve(HW_HTTP__SHUTDOWN_TIMEOUT="6") as running:
         async with running.client(token("alice")) as client:
             async with database.transaction():
-                await database.execute("LOCK TABLE authors IN ACCESS EXCLUSIVE MODE")
-                request = asyncio.create_task(client.post("/api/authors", json={"name": str(uuid.uuid4())}))
+                await database.execute("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE")
+                request = asyncio.create_task(client.post("/api/notes", json={"title": str(uuid.uuid4())}))
                 await asyncio.sleep(0.5)
                 running.process.send_signal(signal.SIGTERM)
                 await asyncio.sleep(3.2)
@@ -179,11 +179,11 @@ async def test_a_running_request_is_finished(serve: Serve, token: Token, databas
 async def test_an_operation_ends_at_its_timeout(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
     with serve(HW_HTTP__REQUEST_TIMEOUT="1") as running:
         async with running.client(token("alice")) as client, database.transaction():
-            await database.execute("LOCK TABLE authors IN ACCESS EXCLUSIVE MODE")
-            answers = await asyncio.gather(*(client.get("/api/authors") for _ in range(15)))
+            await database.execute("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE")
+            answers = await asyncio.gather(*(client.get("/api/notes") for _ in range(15)))
         assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(504, "timeout")}
         async with running.client(token("alice")) as client:
-            assert (await client.get("/api/authors")).status_code == 200
+            assert (await client.get("/api/notes")).status_code == 200
 
 
 async def test_both_documents_list_every_operation(server: Running, dave: httpx.AsyncClient) -> None:
@@ -193,7 +193,7 @@ async def test_both_documents_list_every_operation(server: Running, dave: httpx.
     only_http = {"audit.export", "sessions.backchannel_logout", "health.get", "health.live"}
     only_rpc = {"ping", "rpc.discover", "session.authenticate", "session.refresh"}
     assert routes - only_http == methods - only_rpc
-    create = openapi["paths"]["/api/authors"]["post"]
+    create = openapi["paths"]["/api/notes"]["post"]
     assert set(create["responses"]) == {
         "201",
         "400",
@@ -219,7 +219,7 @@ async def test_the_document_describes_problems_as_they_are(dave: httpx.AsyncClie
             errors = {status: answer for status, answer in method["responses"].items() if status >= "400"}
             assert errors
             assert all(answer["content"] == problem and answer["description"] for answer in errors.values())
-    answer = (await dave.get("/api/authors", params={"per_page": 0})).json()
+    answer = (await dave.get("/api/notes", params={"per_page": 0})).json()
     assert set(answer) <= document["components"]["schemas"]["Problem"]["properties"].keys()
     assert set(answer["errors"][0]) == document["components"]["schemas"]["FieldProblem"]["properties"].keys()
 

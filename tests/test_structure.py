@@ -2,15 +2,11 @@
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from tests.conftest import Serve
 
 PROJECT = Path(__file__).parent.parent
 PACKAGE = PROJECT / "src" / "hw_server"
@@ -70,22 +66,3 @@ def test_importing_opens_nothing_and_reads_no_setting() -> None:
         [sys.executable, "-c", script, str(PACKAGE)], env=environment, capture_output=True, text=True, check=False
     )
     assert told.returncode == 0, told.stderr
-
-
-async def test_the_server_works_without_the_example(tmp_path: Path, serve: Serve, token: Callable[[str], str]) -> None:
-    shutil.copytree(PROJECT / "src", tmp_path / "src")
-    shutil.rmtree(tmp_path / "src/hw_server/authors")
-    features = tmp_path / "src/hw_server/features.py"
-    kept = (
-        features.read_text()
-        .replace("    authors.feature,\n", "")
-        .replace("audit, authors, sessions", "audit, sessions")
-    )
-    features.write_text(kept)
-    with serve(PYTHONPATH=str(tmp_path / "src")) as running:
-        async with running.client(token("alice")) as client, running.socket(token("alice")) as socket:
-            assert (await client.get("/health")).json()["status"] == "ok"
-            assert (await client.get("/api/me")).json()["username"] == "alice"
-            assert (await client.get("/api/authors")).status_code == 404
-            assert (await socket.call("authors.list"))["error"]["code"] == -32601
-            assert (await socket.call("me.get"))["result"]["username"] == "alice"

@@ -68,7 +68,7 @@ BAD: dict[str, tuple[str, Callable[[Provider], str]]] = {
 async def test_refuses_on_http(guarded: Running, provider: Provider, case: str) -> None:
     reason, make = BAD[case]
     async with guarded.client(make(provider)) as client:
-        answer = await client.get("/api/authors")
+        answer = await client.get("/api/notes")
     assert answer.status_code == 401
     assert answer.json()["code"] == "unauthenticated"
     assert (
@@ -87,7 +87,7 @@ async def test_refuses_on_the_socket(guarded: Running, provider: Provider, case:
 @pytest.mark.parametrize("credentials", ["Basic YTpi", "Bearer", "token"])
 async def test_refuses_other_schemes(guarded: Running, credentials: str) -> None:
     async with guarded.client() as client:
-        answer = await client.get("/api/authors", headers={"Authorization": credentials})
+        answer = await client.get("/api/notes", headers={"Authorization": credentials})
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
 
 
@@ -117,18 +117,18 @@ async def test_accepts_other_shapes(guarded: Running, provider: Provider, change
 
 
 async def test_a_missing_role_is_forbidden(guarded: Running, provider: Provider) -> None:
-    token = provider.token(realm_access={"roles": ["authors:read"]})
+    token = provider.token(realm_access={"roles": ["notes:read"]})
     async with guarded.client(token) as client, guarded.socket(token) as socket:
-        http = await client.post("/api/authors", json={"name": "x"})
-        rpc = await socket.call("authors.create", name="x")
+        http = await client.post("/api/notes", json={"title": "x"})
+        rpc = await socket.call("notes.create", title="x")
     assert (http.status_code, http.json()["code"]) == (403, "forbidden")
     assert (rpc["error"]["code"], rpc["error"]["data"]["code"]) == (-32003, "forbidden")
 
 
-@pytest.mark.parametrize("roles", ["authors:read", {"authors:read": True}, None, [1, None]])
+@pytest.mark.parametrize("roles", ["notes:read", {"notes:read": True}, None, [1, None]])
 async def test_a_strange_roles_claim_gives_no_role(guarded: Running, provider: Provider, roles: object) -> None:
     async with guarded.client(provider.token(realm_access={"roles": roles})) as client:
-        assert (await client.get("/api/authors")).status_code == 403
+        assert (await client.get("/api/notes")).status_code == 403
         assert (await client.get("/api/me")).json()["roles"] == []
 
 
