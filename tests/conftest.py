@@ -22,6 +22,7 @@ import httpx
 import pytest
 import websockets
 from playwright.sync_api import Browser, sync_playwright
+from prometheus_client.parser import text_string_to_metric_families
 
 from hw_server.embedded import Ports, Stack
 from tests.notes import environment as notes
@@ -75,6 +76,17 @@ class Running:
 
     def lines_of(self, request_id: str) -> list[dict[str, Any]]:
         return [line for line in self.log() if line.get("request_id") == request_id]
+
+    async def metrics(self) -> dict[str, float]:
+        """Samples by their text, labels in the order of the alphabet: `ws_messages_total{direction="in"}`."""
+        async with self.client() as client:
+            text = (await client.get("/metrics")).text
+        return {
+            sample.name + (f"{{{','.join(labels)}}}" if labels else ""): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            for labels in [sorted(f'{name}="{value}"' for name, value in sample.labels.items())]
+        }
 
     def client(self, token: str | None = None, **options: Any) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
