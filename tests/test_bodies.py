@@ -125,7 +125,12 @@ async def test_a_client_that_goes_away_is_no_defect(serve: Serve, token: Callabl
     with serve() as running, socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))) as raw:
         head = f"POST /api/notes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('alice')}\r\nContent-Length: 99"
         raw.sendall(f"{head}\r\nX-Request-ID: half-a-body\r\n\r\n{{".encode())
-        await asyncio.sleep(0.3)
+
+        async def begun() -> bool:
+            """It, besides the request for the metrics themselves."""
+            return (await running.metrics())["http_requests_in_progress"] == 2
+
+        await until(begun)
         raw.close()
         [line] = await until(lambda: running.lines_of("half-a-body"))
         assert (line["event"], line["status"]) == ("request", 499)

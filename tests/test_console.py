@@ -1,12 +1,14 @@
 """The console in a real browser."""
 
+import contextlib
 import re
-import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
 
 from tests.browser import ask, open_console
 from tests.conftest import Running, Serve, free_port
@@ -102,9 +104,9 @@ def test_the_policy_is_strict(url: str) -> None:
 def test_names_the_provider_as_browsers_reach_it(serve: Serve, own: Provider) -> None:
     inside = own.issuer.replace("127.0.0.1", "localhost")
     with serve(**own.settings(), HW_OIDC__INTERNAL_URL=inside) as running:
-        found = httpx.get(f"{running.url}/docs/openid-configuration").json()
+        configuration = httpx.get(f"{running.url}/docs/openid-configuration").json()
         policy = httpx.get(running.url).headers["content-security-policy"]
-    assert found["token_endpoint"] == f"{own.issuer}/token"
+    assert configuration["token_endpoint"] == f"{own.issuer}/token"
     assert f"http://127.0.0.1:{own.port};" in policy
 
 
@@ -140,17 +142,24 @@ def test_shows_why_the_provider_refuses(trusting: Running, own: Provider, browse
 
 
 def test_renews_the_token_before_it_expires(trusting: Running, own: Provider, browser: Browser) -> None:
-    own.lifetime, own.grants = 6, 0
+    own.lifetime, own.granted = 6, []
     page = browser.new_page()
     page.goto(trusting.url)
     page.click("#sign-in")
     page.wait_for_selector("#methods label")
     own.lifetime = 300
-    expect(page.locator("#log li.notice")).to_contain_text("session.expiring", timeout=10_000)
-    expect(page.locator("#log li.in strong", has_text="session.refresh")).to_have_count(1)
-    time.sleep(4)
+    headers = {"Authorization": f"Bearer {own.granted[0]}"}
+    with connect(trusting.ws_url, additional_headers=headers, proxy=None) as other:
+        expect(page.locator("#log li.notice")).to_contain_text("session.expiring", timeout=10_000)
+        expect(page.locator("#log li.in strong", has_text="session.refresh")).to_have_count(1)
+        with contextlib.suppress(ConnectionClosedError):
+            while True:
+                other.recv(timeout=20)
+        assert other.close_code == 4402
+    ask(page, "ping")
     expect(page.locator("#state")).to_have_text("Connected")
-    assert own.grants == 2
+    expect(page.locator("#log li.error")).to_have_count(0)
+    assert len(own.granted) == 2
 
 
 def test_says_that_the_session_was_ended(trusting: Running, browser: Browser) -> None:
