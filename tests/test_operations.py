@@ -1,13 +1,11 @@
 """What a declaration may not say is refused at start."""
 
 import json
-import shutil
 import uuid
-from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import BaseModel, ConfigDict
 
@@ -20,7 +18,7 @@ from hw_server.operations.signature import Signature, read_signature
 from hw_server.runtime.parts import Parts
 from hw_server.settings import load
 from hw_server.ws.codes import PLATFORM_ERRORS, RPC_ERRORS
-from tests.conftest import PROJECT, Serve, until
+from tests.conftest import Running, until
 
 
 class Body(BaseModel):
@@ -127,18 +125,11 @@ def test_an_error_without_a_status_is_refused() -> None:
         type("Odd", (DomainError,), {"code": "odd"})
 
 
-async def test_what_follows_the_commit_undoes_nothing(
-    tmp_path: Path, serve: Serve, token: Callable[[str], str]
-) -> None:
-    shutil.copytree(PROJECT / "src", tmp_path / "src")
-    operations = tmp_path / "src/hw_server/authors/operations.py"
-    operations.write_text(
-        operations.read_text().replace("after.append(counts.invalidate(TOTAL))", "after.append(lambda: 1 / 0)")
-    )
-    with serve(PYTHONPATH=str(tmp_path / "src")) as running:
-        async with running.client(token("dave")) as client:
-            made = await client.post("/api/authors", json={"name": str(uuid.uuid4())})
-            query = {"request_id": made.headers["x-request-id"]}
-            [row] = (await client.get("/api/audit-logs", params=query)).json()["items"]
-        assert (made.status_code, row["outcome"]) == (201, "success")
-        await until(lambda: [line for line in running.log() if line["event"] == "after_commit_failed"])
+async def test_what_follows_the_commit_undoes_nothing(server: Running, dave: httpx.AsyncClient) -> None:
+    made = await dave.post("/api/notes/announced", json={"title": str(uuid.uuid4())})
+    query = {"request_id": made.headers["x-request-id"]}
+    [row] = (await dave.get("/api/audit-logs", params=query)).json()["items"]
+    assert (made.status_code, row["outcome"]) == (201, "success")
+    assert (await dave.get(f"/api/notes/{made.json()['id']}")).status_code == 200
+    [line] = await until(lambda: [line for line in server.log() if line["event"] == "after_commit_failed"])
+    assert (line["operation"], "nobody listens" in line["error"]) == ("notes.announce", True)

@@ -1,12 +1,13 @@
 """All servers of the native stack, in start order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from hw_server.embedded import keycloak, nanoidp, postgres, valkey
 from hw_server.embedded.process import Process, ProcessSpec
+from hw_server.embedded.users import USERS
 
 Provider = Literal["nanoidp", "keycloak"]
 
@@ -20,16 +21,23 @@ class Ports:
 
 
 class Stack:
-    """PostgreSQL, Valkey and an OpenID provider. Stopping and starting again keeps their data."""
+    """PostgreSQL, Valkey and an OpenID provider. Stopping and starting again keeps their data. `users` are NanoIDP's, by
+    name with their roles; Keycloak has those of its realm file."""
 
-    def __init__(self, state: Path, ports: Ports, provider: Provider = "nanoidp") -> None:
+    def __init__(
+        self,
+        state: Path,
+        ports: Ports,
+        provider: Provider = "nanoidp",
+        users: Mapping[str, tuple[str, ...]] = USERS,
+    ) -> None:
         self.state = state.absolute()
         self.ports = ports
         self.provider = provider
         identity = (
             keycloak.service(self.state, ports.oidc, ports.postgres, ports.app)
             if provider == "keycloak"
-            else nanoidp.service(self.state, ports.oidc, ports.app)
+            else nanoidp.service(self.state, ports.oidc, ports.app, users)
         )
         services = (
             postgres.service(self.state, ports.postgres),
