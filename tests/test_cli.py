@@ -138,7 +138,7 @@ def test_a_server_that_dies_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     stack = Stack(tmp_path, Ports(free_port(), free_port(), free_port(), free_port()))
     process = stack.processes["valkey"]
-    process.service.command.append("--no-such-option")
+    process.spec.command.append("--no-such-option")
     with pytest.raises(EmbeddedError, match=r"valkey ended while starting: .+ \(see .+valkey.log\)"):
         stack.start_one("valkey")
 

@@ -11,7 +11,7 @@ from hw_server.embedded.process import ProcessSpec, serves
 from hw_server.embedded.users import AUDIENCE, CLIENT
 
 
-def service(state: Path, port: int, app_port: int, users: Mapping[str, tuple[str, ...]]) -> ProcessSpec:
+def spec(state: Path, port: int, app_port: int, users: Mapping[str, tuple[str, ...]]) -> ProcessSpec:
     folder = state / "nanoidp"
     issuer = f"http://127.0.0.1:{port}"
     pages = [f"http://{host}:{app_port}" for host in ("localhost", "127.0.0.1")]
