@@ -57,9 +57,9 @@ class Connection(asyncpg.Connection):
 class Database:
     """A pool that opens connections on demand: the server starts, answers and recovers with PostgreSQL out of reach.
 
-    It is not asyncpg's because that one costs each request 18 to 37 % more client CPU even without its reset query
-    (`bench/pools.py`): it wraps the connection in a proxy and releases it in a task. Nothing is reset here, as session
-    state is only ever set inside a transaction (`SET LOCAL`).
+    It is not asyncpg's because that one costs 10 to 50 % more client CPU for the same work, even without its reset query
+    (`bench/pools.py`): it wraps each acquired connection in a proxy and releases it in a task, and it knows no maximum age.
+    Nothing is reset here, so session state may only be set inside a transaction (`SET LOCAL`).
 
     `read` and `write` raise a `DomainError` where `domain_error` knows one for what the driver raised, in the block or
     while connecting; after any other exception in the block the connection is terminated, as its state is not known.
