@@ -21,14 +21,15 @@ from typing import Annotated
 import asyncpg
 import httpx
 import typer
+import uvloop
 from rich.console import Console
 from rich.table import Table
 from tests.notes import environment as notes
 
-from bench.limiters import compare
+from bench import limiters, pools
 from hw_server.embedded import Ports, Stack
 
-PARTS = ("http", "ws", "post", "memory", "audit", "limiter")
+PARTS = ("http", "ws", "post", "memory", "audit", "limiter", "pool")
 TICKS = os.sysconf("SC_CLK_TCK")
 SOCKETS = 2000
 BENCH = Path(__file__).parent
@@ -274,12 +275,22 @@ class Bench:
 
     def measure_limiter(self) -> None:
         say("rate limit decisions: the library and ours")
-        for concurrency, (theirs, ours) in asyncio.run(compare(self.environment["HW_REDIS__URL"])).items():
+        for concurrency, (theirs, ours) in asyncio.run(limiters.compare(self.environment["HW_REDIS__URL"])).items():
             self.report.ratio(
                 f"rate limit decision, {concurrency} at once / `limits`",
                 [Figure(*theirs)],
                 [Figure(*ours)],
                 "more than 1",
+            )
+
+    def measure_pool(self) -> None:
+        say("acquire, work, release: asyncpg's pool and ours")
+        for (work, tasks), (theirs, ours) in uvloop.run(pools.compare(self.environment["HW_DATABASE__URL"])).items():
+            self.report.ratio(
+                f"{work}, {tasks} at once / asyncpg's pool without reset",
+                [Figure(*figure) for figure in theirs],
+                [Figure(*figure) for figure in ours],
+                "more than 1.05 CPU",
             )
 
 
@@ -314,6 +325,7 @@ def main(
             bench.measure_requests(parts)
         measures: dict[str, Callable[[], None]] = {
             "memory": bench.measure_memory, "audit": bench.measure_audit, "limiter": bench.measure_limiter,
+            "pool": bench.measure_pool,
         }  # fmt: skip
         for name, measure in measures.items():
             if name in parts:
