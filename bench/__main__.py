@@ -21,17 +21,19 @@ from typing import Annotated
 import asyncpg
 import httpx
 import typer
+import uvloop
 from rich.console import Console
 from rich.table import Table
+from tests.notes import environment as notes
 
-from bench.limiters import compare
+from bench import limiters, pools
 from hw_server.embedded import Ports, Stack
-from hw_server.embedded.users import USERS
 
-PARTS = ("http", "ws", "post", "memory", "audit", "limiter")
+PARTS = ("http", "ws", "post", "memory", "audit", "limiter", "pool")
 TICKS = os.sysconf("SC_CLK_TCK")
 SOCKETS = 2000
 BENCH = Path(__file__).parent
+PROJECT = BENCH.parent
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,13 @@ def cpu_seconds(pid: int) -> float:
 def memory(pid: int) -> int:
     """Private memory in KiB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return sum(int(found) for found in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+)", text, re.M))
+    return sum(int(size) for size in re.findall(r"^Private_(?:Clean|Dirty):\s+(\d+)", text, re.M))
 
 
 @contextmanager
 def server(command: list[str], environment: dict[str, str], ready: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as out:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=out, stderr=out)
+        process = subprocess.Popen(command, env={**os.environ, **environment}, cwd=PROJECT, stdout=out, stderr=out)
     try:
         for _ in range(600):
             try:
@@ -105,6 +107,7 @@ class Bench:
         self.stack = stack
         self.environment = {
             **stack.environment(),
+            **notes.SETTINGS,
             "HW_RATELIMIT__HTTP_PER_MINUTE": "100000000",
             "HW_RATELIMIT__WS_PER_MINUTE": "100000000",
             "HW_RATELIMIT__SOCKETS_PER_USER": "100000",
@@ -116,8 +119,8 @@ class Bench:
     def sign_in(self, user: str) -> str:
         form = {"grant_type": "password", "client_id": "hw-web", "username": user, "password": user}
         discovered = httpx.get(f"{self.environment['HW_OIDC__ISSUER']}/.well-known/openid-configuration").json()
-        answer = httpx.post(discovered["token_endpoint"], data=form)
-        token: str = answer.raise_for_status().json()["access_token"]
+        response = httpx.post(discovered["token_endpoint"], data=form)
+        token: str = response.raise_for_status().json()["access_token"]
         return token
 
     def ours(self, **changes: str) -> "contextmanager[subprocess.Popen[bytes]]":
@@ -127,18 +130,18 @@ class Bench:
 
     def floor(self) -> "contextmanager[subprocess.Popen[bytes]]":
         command = [sys.executable, "-m", "bench.floor", self.floor_url.rsplit(":", 1)[1]]
-        return server(command, self.environment, f"{self.floor_url}/authors", self.folder / "floor.log")  # type: ignore[return-value]
+        return server(command, self.environment, f"{self.floor_url}/notes", self.folder / "floor.log")  # type: ignore[return-value]
 
     def wrk(self, pid: int, url: str, *arguments: str, connections: int = 32, **environment: str) -> Figure:
         command = ["wrk", "-t1", f"-c{connections}", f"-d{self.seconds:g}s", *arguments, url]
         before = cpu_seconds(pid)
-        told = subprocess.run(
+        report = subprocess.run(
             command, capture_output=True, text=True, check=True, env={**os.environ, **environment}
         ).stdout
-        if "Non-2xx" in told:
-            raise RuntimeError(f"{url} refused requests:\n{told}")
-        requests = int(re.search(r"(\d+) requests in", told).group(1))  # type: ignore[union-attr]
-        rate = float(re.search(r"Requests/sec:\s+([\d.]+)", told).group(1))  # type: ignore[union-attr]
+        if "Non-2xx" in report:
+            raise RuntimeError(f"{url} refused requests:\n{report}")
+        requests = int(re.search(r"(\d+) requests in", report).group(1))  # type: ignore[union-attr]
+        rate = float(re.search(r"Requests/sec:\s+([\d.]+)", report).group(1))  # type: ignore[union-attr]
         return Figure(rate, (cpu_seconds(pid) - before) / requests * 1e6)
 
     def sockets(self, pid: int, depth: int) -> Figure:
@@ -153,51 +156,51 @@ class Bench:
             f"{self.seconds:g}",
         ]
         before = cpu_seconds(pid)
-        told = subprocess.run(
+        rate, calls = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=60 + self.seconds
         ).stdout.split()
-        return Figure(float(told[0]), (cpu_seconds(pid) - before) / int(told[1]) * 1e6)
+        return Figure(float(rate), (cpu_seconds(pid) - before) / int(calls) * 1e6)
 
     def measure_requests(self, parts: tuple[str, ...]) -> None:
         say("requests: floor and ours in turn")
         bearer = ("-H", f"Authorization: Bearer {self.token}")
-        found: dict[str, list[Figure]] = {
+        figures: dict[str, list[Figure]] = {
             name: [] for name in ("floor", "get", "get16", "ws1", "ws2", "insert", "post")
         }
         with self.floor() as floor, self.ours() as ours:
-            self.wrk(floor.pid, f"{self.floor_url}/authors?per_page=20")
-            self.wrk(ours.pid, f"{self.url}/api/authors?per_page=20", *bearer)
+            self.wrk(floor.pid, f"{self.floor_url}/notes?per_page=20")
+            self.wrk(ours.pid, f"{self.url}/api/notes?per_page=20", *bearer)
             for _ in range(self.rounds):
                 if {"http", "ws"} & set(parts):
-                    found["floor"].append(self.wrk(floor.pid, f"{self.floor_url}/authors?per_page=20"))
-                    found["get"].append(self.wrk(ours.pid, f"{self.url}/api/authors?per_page=20", *bearer))
+                    figures["floor"].append(self.wrk(floor.pid, f"{self.floor_url}/notes?per_page=20"))
+                    figures["get"].append(self.wrk(ours.pid, f"{self.url}/api/notes?per_page=20", *bearer))
                 if "ws" in parts:
-                    get = f"{self.url}/api/authors?per_page=20"
-                    found["get16"].append(self.wrk(ours.pid, get, *bearer, connections=16))
-                    found["ws1"].append(self.sockets(ours.pid, 1))
-                    found["ws2"].append(self.sockets(ours.pid, 2))
+                    get = f"{self.url}/api/notes?per_page=20"
+                    figures["get16"].append(self.wrk(ours.pid, get, *bearer, connections=16))
+                    figures["ws1"].append(self.sockets(ours.pid, 1))
+                    figures["ws2"].append(self.sockets(ours.pid, 2))
                 if "post" in parts:
                     lua = ("-s", str(BENCH / "create.lua"), "-H", "Content-Type: application/json")
-                    insert = f"{self.floor_url}/authors"
-                    found["insert"].append(self.wrk(floor.pid, insert, *lua, BENCH_PREFIX=uuid.uuid4().hex))
-                    create = f"{self.url}/api/authors"
-                    found["post"].append(self.wrk(ours.pid, create, *lua, *bearer, BENCH_PREFIX=uuid.uuid4().hex))
+                    insert = f"{self.floor_url}/notes"
+                    figures["insert"].append(self.wrk(floor.pid, insert, *lua, BENCH_PREFIX=uuid.uuid4().hex))
+                    create = f"{self.url}/api/notes"
+                    figures["post"].append(self.wrk(ours.pid, create, *lua, *bearer, BENCH_PREFIX=uuid.uuid4().hex))
         if "http" in parts:
-            self.report.ratio(
-                "GET /api/authors, whole chain / bare route", found["floor"], found["get"], "0.75 (aim 1.0)"
-            )
+            self.report.ratio("GET list, whole chain / bare route", figures["floor"], figures["get"], "0.75 (aim 1.0)")
         if "ws" in parts:
             self.report.ratio(
-                "authors.list, 16 sockets / GET, 16 connections", found["get16"], found["ws1"], "1.3 (aim 1.8)"
+                "list, 16 sockets / GET list, 16 connections", figures["get16"], figures["ws1"], "1.3 (aim 1.8)"
             )
             self.report.ratio(
-                "authors.list, 16 sockets, 2 calls each / GET, 32 connections",
-                found["get"],
-                found["ws2"],
+                "list, 16 sockets, 2 calls each / GET list, 32 connections",
+                figures["get"],
+                figures["ws2"],
                 "1.3 (aim 1.8)",
             )
         if "post" in parts:
-            self.report.ratio("POST /api/authors / bare INSERT", found["insert"], found["post"], "0.5 (aim 0.8)")
+            self.report.ratio(
+                "POST create, whole chain / bare INSERT", figures["insert"], figures["post"], "0.5 (aim 0.8)"
+            )
 
     def measure_memory(self) -> None:
         say(f"memory: {SOCKETS} idle sockets on each")
@@ -235,7 +238,7 @@ class Bench:
         with self.ours(HW_AUDIT__QUEUE_SIZE="50") as ours:
             p99, full = asyncio.run(self._slow(ours.pid))
         self.report.value(
-            "p99 of the GET, audit queue full, PostgreSQL slow", "-", f"{p99 * 1000:.0f} ms ({full:.0f} rows dropped)", "-",
+            "p99 of GET list, audit queue full, PostgreSQL slow", "-", f"{p99 * 1000:.0f} ms ({full:.0f} rows dropped)", "-",
             "under the timeout of 10 s",
         )  # fmt: skip
 
@@ -257,7 +260,7 @@ class Bench:
                 async def ask() -> None:
                     while time.perf_counter() < ends:
                         started = time.perf_counter()
-                        (await client.get(f"{self.url}/api/authors?per_page=20")).raise_for_status()
+                        (await client.get(f"{self.url}/api/notes?per_page=20")).raise_for_status()
                         times.append(time.perf_counter() - started)
 
                 await asyncio.gather(*(ask() for _ in range(32)))
@@ -272,12 +275,22 @@ class Bench:
 
     def measure_limiter(self) -> None:
         say("rate limit decisions: the library and ours")
-        for concurrency, (theirs, ours) in asyncio.run(compare(self.environment["HW_REDIS__URL"])).items():
+        for concurrency, (theirs, ours) in asyncio.run(limiters.compare(self.environment["HW_REDIS__URL"])).items():
             self.report.ratio(
                 f"rate limit decision, {concurrency} at once / `limits`",
                 [Figure(*theirs)],
                 [Figure(*ours)],
                 "more than 1",
+            )
+
+    def measure_pool(self) -> None:
+        say("acquire, work, release: asyncpg's pool and ours")
+        for (work, tasks), (theirs, ours) in uvloop.run(pools.compare(self.environment["HW_DATABASE__URL"])).items():
+            self.report.ratio(
+                f"{work}, {tasks} at once / asyncpg's pool without reset",
+                [Figure(*figure) for figure in theirs],
+                [Figure(*figure) for figure in ours],
+                "more than 1.05 CPU",
             )
 
 
@@ -301,9 +314,10 @@ def main(
         folder = Path(tempfile.mkdtemp(prefix="hw-bench-"))
         folder.chmod(0o755)
         ended.callback(shutil.rmtree, folder, ignore_errors=True)
-        stack = Stack(folder, Ports(18200, 18201 + 1, 18203, 18204))
+        stack = Stack(folder, Ports(18200, 18201 + 1, 18203, 18204), users=notes.USERS)
         ended.callback(stack.stop)
         stack.start(say)
+        asyncio.run(notes.create_table(stack))
         bench = Bench(seconds, rounds, folder, stack, report)
         with bench.ours():
             fill(bench)
@@ -311,6 +325,7 @@ def main(
             bench.measure_requests(parts)
         measures: dict[str, Callable[[], None]] = {
             "memory": bench.measure_memory, "audit": bench.measure_audit, "limiter": bench.measure_limiter,
+            "pool": bench.measure_pool,
         }  # fmt: skip
         for name, measure in measures.items():
             if name in parts:
@@ -324,9 +339,8 @@ def fill(bench: Bench) -> None:
     """Twenty rows, so that a page is full."""
     with httpx.Client(headers={"Authorization": f"Bearer {bench.sign_in('alice')}"}) as client:
         for index in range(25):
-            body = {"name": f"Author {index}", "bio": "Some words about the author", "born": "1950-01-01"}
-            client.post(f"{bench.url}/api/authors", json=body).raise_for_status()
-    assert "alice" in USERS
+            body = {"title": f"Notice {index}", "text": "Some words about this note.", "due": "2050-01-01"}
+            client.post(f"{bench.url}/api/notes", json=body).raise_for_status()
 
 
 def show(report: Report) -> None:

@@ -10,6 +10,6 @@ end
 
 function request()
   count = count + 1
-  local body = string.format('{"name":"%s %d %d","bio":"Some words about the author"}', prefix, id, count)
+  local body = string.format('{"title":"%s %d %d","text":"Some words about this note."}', prefix, id, count)
   return wrk.format("POST", nil, wrk.headers, body)
 end

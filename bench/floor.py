@@ -1,4 +1,5 @@
-"""The floor: what FastAPI and asyncpg do alone. No sign-in, no limits, no audit, no metrics, no log."""
+"""The floor: what FastAPI and asyncpg do alone. No sign-in, no limits, no audit, no metrics, no log. It
+reads and writes the table of `tests.notes`."""
 
 import os
 import sys
@@ -12,28 +13,28 @@ from fastapi import FastAPI, Request, WebSocket
 from pydantic import BaseModel
 
 
-class Author(BaseModel):
+class Note(BaseModel):
     id: int
-    name: str
-    bio: str
-    born: date | None
+    title: str
+    text: str
+    due: date | None
     created_at: datetime
     updated_at: datetime
 
 
 class Page(BaseModel):
-    items: list[Author]
+    items: list[Note]
     per_page: int
     next_cursor: str | None = None
 
 
-class AuthorCreate(BaseModel):
-    name: str
-    bio: str = ""
-    born: date | None = None
+class NoteCreate(BaseModel):
+    title: str
+    text: str = ""
+    due: date | None = None
 
 
-COLUMNS = "id, name, bio, born, created_at, updated_at"
+COLUMNS = "id, title, text, due, created_at, updated_at"
 
 
 @asynccontextmanager
@@ -46,16 +47,16 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-@app.get("/authors", response_model=Page)
-async def authors(request: Request, per_page: int = 20) -> object:
-    rows = await request.app.state.pool.fetch(f"SELECT {COLUMNS} FROM authors ORDER BY id LIMIT $1", per_page)
+@app.get("/notes", response_model=Page)
+async def notes(request: Request, per_page: int = 20) -> object:
+    rows = await request.app.state.pool.fetch(f"SELECT {COLUMNS} FROM notes ORDER BY id LIMIT $1", per_page)
     return {"items": [dict(row) for row in rows], "per_page": per_page}
 
 
-@app.post("/authors", response_model=Author, status_code=201)
-async def create(request: Request, body: AuthorCreate) -> object:
-    query = f"INSERT INTO authors (name, bio, born) VALUES ($1, $2, $3) RETURNING {COLUMNS}"
-    return dict(await request.app.state.pool.fetchrow(query, body.name, body.bio, body.born))
+@app.post("/notes", response_model=Note, status_code=201)
+async def create(request: Request, body: NoteCreate) -> object:
+    query = f"INSERT INTO notes (title, text, due) VALUES ($1, $2, $3) RETURNING {COLUMNS}"
+    return dict(await request.app.state.pool.fetchrow(query, body.title, body.text, body.due))
 
 
 @app.websocket("/web")

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-CALL = b'{"jsonrpc":"2.0","id":1,"method":"authors.list","params":{"per_page":20}}'
+CALL = b'{"jsonrpc":"2.0","id":1,"method":"notes.list","params":{"per_page":20}}'
 
 
 def masked(payload: bytes) -> bytes:

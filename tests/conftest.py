@@ -22,8 +22,10 @@ import httpx
 import pytest
 import websockets
 from playwright.sync_api import Browser, sync_playwright
+from prometheus_client.parser import text_string_to_metric_families
 
 from hw_server.embedded import Ports, Stack
+from tests.notes import environment as notes
 from tests.provider import Provider
 
 PROJECT = Path(__file__).parent.parent
@@ -77,6 +79,17 @@ class Running:
         finished = ("request", "call", "socket_refused")
         return [line for line in self.log() if line.get("request_id") == request_id and line["event"] in finished]
 
+    async def metrics(self) -> dict[str, float]:
+        """Samples by their text, labels in the order of the alphabet: `ws_messages_total{direction="in"}`."""
+        async with self.client() as client:
+            text = (await client.get("/metrics")).text
+        return {
+            sample.name + (f"{{{','.join(labels)}}}" if labels else ""): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            for labels in [sorted(f'{name}="{value}"' for name, value in sample.labels.items())]
+        }
+
     def client(self, token: str | None = None, **options: Any) -> httpx.AsyncClient:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20, **options)
@@ -104,9 +117,9 @@ class Socket:
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         self._next += 1
         await self.raw.send(json.dumps({"jsonrpc": "2.0", "id": self._next, "method": method, "params": params}))
-        while (answer := await self.read()).get("id") != self._next:
+        while (response := await self.read()).get("id") != self._next:
             continue
-        return answer
+        return response
 
     async def read(self) -> Any:
         return json.loads(await asyncio.wait_for(self.raw.recv(), 20))
@@ -125,12 +138,13 @@ Serve = Callable[..., AbstractContextManager[Running]]
 
 @contextmanager
 def run_stack(provider: Literal["nanoidp", "keycloak"] = "nanoidp") -> Iterator[Stack]:
-    """Real servers on free ports, with their data in a folder that goes away with them."""
+    """Real servers on free ports with the table of notes, and their data in a folder that goes away with them."""
     folder = Path(tempfile.mkdtemp(prefix="hw-test-"))
     folder.chmod(0o755)
-    stack = Stack(folder, Ports(free_port(), free_port(), free_port(), free_port()), provider)
+    stack = Stack(folder, Ports(free_port(), free_port(), free_port(), free_port()), provider, notes.USERS)
     try:
         stack.start()
+        asyncio.run(notes.create_table(stack))
         yield stack
     finally:
         stack.stop()
@@ -145,10 +159,12 @@ def stack() -> Iterator[Stack]:
 
 @contextmanager
 def run_server(environment: dict[str, str], folder: Path, *arguments: str) -> Iterator[Running]:
+    """`hw serve` with the settings of `environment`; it serves notes unless they say otherwise."""
+    environment = {**notes.SETTINGS, **environment}
     port = environment["HW_HTTP__PORT"]
     log_file = folder / f"server-{port}-{time.monotonic_ns()}.log"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
-    command = [sys.executable, "-m", "hw_server.cli", "serve", *arguments]
+    command = [sys.executable, "-m", "hw_server.cli", "serve", *arguments]  # finds `tests` in its working directory
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             command, env={**clean, **environment}, stdout=log, stderr=log, cwd=PROJECT, start_new_session=True
@@ -215,8 +231,8 @@ def sign_in(stack: Stack, user: str) -> dict[str, Any]:
     form = {"grant_type": "password", "client_id": "hw-web", "username": user, "password": user, "scope": "openid"}
     base = stack.environment()["HW_OIDC__ISSUER"]
     endpoint = httpx.get(f"{base}/.well-known/openid-configuration").json()["token_endpoint"]
-    answer: dict[str, Any] = httpx.post(endpoint, data=form, timeout=10).raise_for_status().json()
-    return answer
+    tokens: dict[str, Any] = httpx.post(endpoint, data=form, timeout=10).raise_for_status().json()
+    return tokens
 
 
 @pytest.fixture
@@ -264,13 +280,13 @@ def browser() -> Iterator[Browser]:
 
 
 async def until(check: Callable[[], Any], seconds: float = 20) -> Any:
-    """The first true answer of `check`, sync or async."""
+    """The first true result of `check`, sync or async."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = check()
-        if asyncio.iscoroutine(found):
-            found = await found
-        if found:
-            return found
+        result = check()
+        if asyncio.iscoroutine(result):
+            result = await result
+        if result:
+            return result
         await asyncio.sleep(0.05)
     raise AssertionError("it did not happen in time")

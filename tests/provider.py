@@ -16,14 +16,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 LOGOUT_EVENT = "http://schemas.openid.net/event/backchannel-logout"
-ROLES = ["authors:read", "authors:write", "audit:read", "sessions:admin"]
+ROLES = ["notes:read", "notes:write", "audit:read", "sessions:admin"]
 
 
 class Provider:
     def __init__(self, port: int = 0) -> None:
         self.keys = {"rsa": rsa.generate_private_key(65537, 2048), "ec": ec.generate_private_key(ec.SECP256R1())}
         self.published = ["rsa", "ec"]
-        self.fetches = self.grants = self.descriptions = 0
+        self.fetches = self.descriptions = 0
+        self.granted: list[str] = []
         self.denial: dict[str, str] = {}
         self.lifetime = 300  # of the tokens granted, seconds
         provider = self
@@ -92,8 +93,8 @@ class Provider:
 
     def grant(self) -> dict[str, Any]:
         """Tokens for any code and any refresh token."""
-        self.grants += 1
         token = self.token(exp=int(time.time()) + self.lifetime)
+        self.granted.append(token)
         return {"access_token": token, "refresh_token": uuid.uuid4().hex, "expires_in": self.lifetime}
 
     def public(self, kid: str) -> dict[str, Any]:

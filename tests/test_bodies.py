@@ -19,31 +19,31 @@ HANDSHAKE = {
 BODIES: dict[str, tuple[int, str, bytes]] = {
     "not JSON": (400, "malformed_request", b"{name: x}"),
     "nothing": (400, "malformed_request", b""),
-    "invalid UTF-8": (400, "malformed_request", b'{"name": "\xff\xfe"}'),
-    "a lone surrogate": (400, "malformed_request", b'{"name": "\\ud800"}'),
-    "deep nesting": (400, "malformed_request", b'{"name":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
-    "NaN": (400, "malformed_request", b'{"name": NaN}'),
+    "invalid UTF-8": (400, "malformed_request", b'{"title": "\xff\xfe"}'),
+    "a lone surrogate": (400, "malformed_request", b'{"title": "\\ud800"}'),
+    "deep nesting": (400, "malformed_request", b'{"title":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "NaN": (400, "malformed_request", b'{"title": NaN}'),
     "an array": (422, "validation_error", b"[]"),
     "null": (422, "validation_error", b"null"),
-    "a wrong type": (422, "validation_error", b'{"name": 7}'),
-    "a date as a number": (422, "validation_error", b'{"name": "x", "born": 0}'),
-    "an unknown field": (422, "validation_error", b'{"name": "x", "admin": true}'),
-    "a missing field": (422, "validation_error", b'{"bio": "x"}'),
-    "NUL": (422, "validation_error", b'{"name": "a\\u0000b"}'),
-    "a line break in a name": (422, "validation_error", b'{"name": "a\\nb"}'),
-    "only spaces": (422, "validation_error", b'{"name": "   "}'),
-    "a name too long": (422, "validation_error", b'{"name": "' + b"x" * 201 + b'"}'),
-    "no date": (422, "validation_error", b'{"name": "x", "born": "yesterday"}'),
-    "a year past the calendar": (422, "validation_error", b'{"name": "x", "born": "99999-01-01"}'),
-    "a huge number": (422, "validation_error", b'{"name": ' + b"9" * 4000 + b"}"),
-    "too large": (413, "payload_too_large", b'{"name": "' + b"x" * 1_100_000 + b'"}'),
+    "a wrong type": (422, "validation_error", b'{"title": 7}'),
+    "a date as a number": (422, "validation_error", b'{"title": "x", "due": 0}'),
+    "an unknown field": (422, "validation_error", b'{"title": "x", "admin": true}'),
+    "a missing field": (422, "validation_error", b'{"text": "x"}'),
+    "NUL": (422, "validation_error", b'{"title": "a\\u0000b"}'),
+    "a line break in a title": (422, "validation_error", b'{"title": "a\\nb"}'),
+    "only spaces": (422, "validation_error", b'{"title": "   "}'),
+    "a title too long": (422, "validation_error", b'{"title": "' + b"x" * 201 + b'"}'),
+    "no date": (422, "validation_error", b'{"title": "x", "due": "yesterday"}'),
+    "a year past the calendar": (422, "validation_error", b'{"title": "x", "due": "99999-01-01"}'),
+    "a huge number": (422, "validation_error", b'{"title": ' + b"9" * 4000 + b"}"),
+    "too large": (413, "payload_too_large", b'{"title": "' + b"x" * 1_100_000 + b'"}'),
 }
 
 
 @pytest.mark.parametrize("case", BODIES)
 async def test_refuses_the_body(alice: httpx.AsyncClient, case: str) -> None:
     status, code, body = BODIES[case]
-    answer = await alice.post("/api/authors", content=body, headers=JSON)
+    answer = await alice.post("/api/notes", content=body, headers=JSON)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
@@ -52,11 +52,11 @@ async def test_refuses_the_body(alice: httpx.AsyncClient, case: str) -> None:
 
 
 async def test_names_what_is_wrong_in_the_address_and_in_the_body(alice: httpx.AsyncClient) -> None:
-    answer = await alice.put("/api/authors/0", json={"name": "", "born": 0})
-    assert [problem["field"] for problem in answer.json()["errors"]] == ["id", "name", "born"]
-    whole = await alice.put("/api/authors/1", json=[])
+    answer = await alice.put("/api/notes/0", json={"title": "", "due": 0})
+    assert [problem["field"] for problem in answer.json()["errors"]] == ["id", "title", "due"]
+    whole = await alice.put("/api/notes/1", json=[])
     assert [problem["field"] for problem in whole.json()["errors"]] == ["body"]
-    both = await alice.get("/api/authors", params={"page": 1, "cursor": "x"})
+    both = await alice.get("/api/notes", params={"page": 1, "cursor": "x"})
     assert [problem["field"] for problem in both.json()["errors"]] == ["query"]
 
 
@@ -65,38 +65,38 @@ async def test_refuses_chunks_past_the_limit(alice: httpx.AsyncClient) -> None:
         for _ in range(40):
             yield b"x" * 65_536
 
-    answer = await alice.post("/api/authors", content=chunks(), headers=JSON)
+    answer = await alice.post("/api/notes", content=chunks(), headers=JSON)
     assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
 
 
 async def test_refuses_other_media_types(alice: httpx.AsyncClient) -> None:
-    answer = await alice.post("/api/authors", data={"name": "x"})
+    answer = await alice.post("/api/notes", data={"title": "x"})
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
 
 
 PATHS = [
-    ("GET", "/api/authors/abc", 422),
-    ("GET", "/api/authors/0", 422),
-    ("GET", f"/api/authors/{2**63}", 422),
-    ("GET", f"/api/authors/{10**400}", 422),
-    ("GET", f"/api/authors/{2**63 - 1}", 404),
-    ("GET", "/api/authors/1?x=1", 422),
-    ("GET", "/api/authors?per_page=0", 422),
-    ("GET", "/api/authors?per_page=101", 422),
-    ("GET", "/api/authors?page=1&cursor=WzFd", 422),
-    ("GET", "/api/authors?cursor=%00", 422),
-    ("GET", "/api/authors?cursor=WyJhIl0", 422),
-    ("GET", "/api/authors?cursor=WzEsMl0", 422),
-    ("GET", "/api/authors?cursor=Wzk5OTk5OTk5OTk5OTk5OTk5OTk5OTld", 422),
-    ("GET", "/api/authors?name=a%00b", 422),
-    ("GET", "/api/authors?name=%ff", 400),
-    ("GET", "/api/authors?sort=password", 422),
-    ("GET", "/api/authors?unknown=1", 422),
+    ("GET", "/api/notes/abc", 422),
+    ("GET", "/api/notes/0", 422),
+    ("GET", f"/api/notes/{2**63}", 422),
+    ("GET", f"/api/notes/{10**400}", 422),
+    ("GET", f"/api/notes/{2**63 - 1}", 404),
+    ("GET", "/api/notes/1?x=1", 422),
+    ("GET", "/api/notes?per_page=0", 422),
+    ("GET", "/api/notes?per_page=101", 422),
+    ("GET", "/api/notes?page=1&cursor=WzFd", 422),
+    ("GET", "/api/notes?cursor=%00", 422),
+    ("GET", "/api/notes?cursor=WyJhIl0", 422),
+    ("GET", "/api/notes?cursor=WzEsMl0", 422),
+    ("GET", "/api/notes?cursor=Wzk5OTk5OTk5OTk5OTk5OTk5OTk5OTld", 422),
+    ("GET", "/api/notes?title=a%00b", 422),
+    ("GET", "/api/notes?title=%ff", 400),
+    ("GET", "/api/notes?sort=password", 422),
+    ("GET", "/api/notes?unknown=1", 422),
     ("GET", "/api/nothing", 404),
     ("GET", "/nothing", 404),
-    ("PATCH", "/api/authors", 405),
+    ("PATCH", "/api/notes", 405),
     ("DELETE", "/health", 405),
-    ("TRACE", "/api/authors", 405),
+    ("TRACE", "/api/notes", 405),
 ]
 
 
@@ -110,11 +110,11 @@ async def test_refuses_the_address(alice: httpx.AsyncClient, method: str, path: 
 
 
 async def test_a_wrong_method_names_the_right_ones(alice: httpx.AsyncClient) -> None:
-    assert (await alice.patch("/api/authors")).headers["allow"] == "GET, HEAD, POST"
-    assert (await alice.post("/api/authors/1")).headers["allow"] == "DELETE, GET, HEAD, PATCH, PUT"
+    assert (await alice.patch("/api/notes")).headers["allow"] == "GET, HEAD, POST"
+    assert (await alice.post("/api/notes/1")).headers["allow"] == "DELETE, GET, HEAD, PATCH, PUT"
 
 
-@pytest.mark.parametrize("path", ["/api/authors?per_page=1", "/api/authors/0", "/health", "/health/live"])
+@pytest.mark.parametrize("path", ["/api/notes?per_page=1", "/api/notes/0", "/health", "/health/live"])
 async def test_head_answers_as_get_without_a_body(alice: httpx.AsyncClient, path: str) -> None:
     get, head = await alice.get(path), await alice.head(path)
     assert (head.status_code, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
@@ -123,17 +123,22 @@ async def test_head_answers_as_get_without_a_body(alice: httpx.AsyncClient, path
 
 async def test_a_client_that_goes_away_is_no_defect(serve: Serve, token: Callable[[str], str]) -> None:
     with serve() as running, socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1]))) as raw:
-        head = f"POST /api/authors HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('alice')}\r\nContent-Length: 99"
+        head = f"POST /api/notes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('alice')}\r\nContent-Length: 99"
         raw.sendall(f"{head}\r\nX-Request-ID: half-a-body\r\n\r\n{{".encode())
-        await asyncio.sleep(0.3)
+
+        async def begun() -> bool:
+            """It, besides the request for the metrics themselves."""
+            return (await running.metrics())["http_requests_in_progress"] == 2
+
+        await until(begun)
         raw.close()
         [line] = await until(lambda: running.lines_of("half-a-body"))
         assert (line["event"], line["status"]) == ("request", 499)
 
 
 async def test_two_creates_at_once_make_one(alice: httpx.AsyncClient) -> None:
-    body = {"name": f"twin {uuid.uuid4()}"}
-    answers = await asyncio.gather(*(alice.post("/api/authors", json=body) for _ in range(8)))
+    body = {"title": f"twin {uuid.uuid4()}"}
+    answers = await asyncio.gather(*(alice.post("/api/notes", json=body) for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [201] + [409] * 7
     assert {answer.json().get("code") for answer in answers} == {None, "conflict"}
 

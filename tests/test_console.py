@@ -1,12 +1,14 @@
 """The console in a real browser."""
 
+import contextlib
 import re
-import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
 
 from tests.browser import ask, open_console
 from tests.conftest import Running, Serve, free_port
@@ -34,17 +36,17 @@ def trusting(serve: Serve, own: Provider) -> Iterator[Running]:
 
 def test_signs_in_and_calls(url: str, browser: Browser) -> None:
     page = open_console(browser, url, "alice")
-    expect(page.locator("#account")).to_contain_text("alice authors:read, authors:write")
+    expect(page.locator("#account")).to_contain_text("alice notes:read, notes:write")
     expect(page.locator("#state")).to_have_text("Connected")
     assert page.url == f"{url}/"
     assert page.evaluate("sessionStorage.length + localStorage.length") == 0
-    assert '"per_page": 7' in ask(page, "authors.list", '{"per_page": 7}')
+    assert '"per_page": 7' in ask(page, "notes.list", '{"per_page": 7}')
 
 
 def test_shows_a_refusal(url: str, browser: Browser) -> None:
     page = open_console(browser, url, "carol")
-    expect(page.locator("#methods label", has_text="authors.list")).to_contain_text("authors:read, not yours")
-    assert '"code": -32003' in ask(page, "authors.list")
+    expect(page.locator("#methods label", has_text="notes.list")).to_contain_text("notes:read, not yours")
+    assert '"code": -32003' in ask(page, "notes.list")
 
 
 def test_params_that_are_no_object_are_not_sent(url: str, browser: Browser) -> None:
@@ -58,10 +60,10 @@ def test_params_that_are_no_object_are_not_sent(url: str, browser: Browser) -> N
 
 def test_params_are_filled_in_as_declared(url: str, browser: Browser) -> None:
     page = open_console(browser, url, "alice")
-    page.check("input[value='authors.create']", force=True)
-    expect(page.locator("#params")).to_have_value('{\n  "name": ""\n}')
-    page.click("#declared button:has-text('born')")
-    expect(page.locator("#params")).to_have_value('{\n  "name": "",\n  "born": ""\n}')
+    page.check("input[value='notes.create']", force=True)
+    expect(page.locator("#params")).to_have_value('{\n  "title": ""\n}')
+    page.click("#declared button:has-text('due')")
+    expect(page.locator("#params")).to_have_value('{\n  "title": "",\n  "due": ""\n}')
 
 
 def test_signs_out(url: str, browser: Browser) -> None:
@@ -102,9 +104,9 @@ def test_the_policy_is_strict(url: str) -> None:
 def test_names_the_provider_as_browsers_reach_it(serve: Serve, own: Provider) -> None:
     inside = own.issuer.replace("127.0.0.1", "localhost")
     with serve(**own.settings(), HW_OIDC__INTERNAL_URL=inside) as running:
-        found = httpx.get(f"{running.url}/docs/openid-configuration").json()
+        configuration = httpx.get(f"{running.url}/docs/openid-configuration").json()
         policy = httpx.get(running.url).headers["content-security-policy"]
-    assert found["token_endpoint"] == f"{own.issuer}/token"
+    assert configuration["token_endpoint"] == f"{own.issuer}/token"
     assert f"http://127.0.0.1:{own.port};" in policy
 
 
@@ -140,17 +142,24 @@ def test_shows_why_the_provider_refuses(trusting: Running, own: Provider, browse
 
 
 def test_renews_the_token_before_it_expires(trusting: Running, own: Provider, browser: Browser) -> None:
-    own.lifetime, own.grants = 6, 0
+    own.lifetime, own.granted = 6, []
     page = browser.new_page()
     page.goto(trusting.url)
     page.click("#sign-in")
     page.wait_for_selector("#methods label")
     own.lifetime = 300
-    expect(page.locator("#log li.notice")).to_contain_text("session.expiring", timeout=10_000)
-    expect(page.locator("#log li.in strong", has_text="session.refresh")).to_have_count(1)
-    time.sleep(4)
+    headers = {"Authorization": f"Bearer {own.granted[0]}"}
+    with connect(trusting.ws_url, additional_headers=headers, proxy=None) as other:
+        expect(page.locator("#log li.notice")).to_contain_text("session.expiring", timeout=10_000)
+        expect(page.locator("#log li.in strong", has_text="session.refresh")).to_have_count(1)
+        with contextlib.suppress(ConnectionClosedError):
+            while True:
+                other.recv(timeout=20)
+        assert other.close_code == 4402
+    ask(page, "ping")
     expect(page.locator("#state")).to_have_text("Connected")
-    assert own.grants == 2
+    expect(page.locator("#log li.error")).to_have_count(0)
+    assert len(own.granted) == 2
 
 
 def test_says_that_the_session_was_ended(trusting: Running, browser: Browser) -> None:

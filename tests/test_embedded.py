@@ -104,24 +104,24 @@ def test_a_data_folder_that_cannot_be_made_is_one_line(stack: Stack, monkeypatch
 def test_health_is_asked_past_a_proxy(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    stack.processes["nanoidp"].service.timeout = 20
+    stack.processes["nanoidp"].spec.timeout = 20
     stack.start_one("nanoidp")
 
 
 @pytest.mark.parametrize(
-    ("maven", "told"),
+    ("maven", "result"),
     [(None, "install it"), ("echo '[ERROR] no such artifact'; echo '[ERROR] read more'; exit 1", "no such artifact")],
 )
 def test_a_keycloak_that_cannot_be_fetched_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maven: str | None, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maven: str | None, result: str
 ) -> None:
     if maven:
         (tmp_path / "mvn").write_text(f"#!/bin/sh\n{maven}\n")
         (tmp_path / "mvn").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(EmbeddedError, match=told) as refused:
-        keycloak.service(tmp_path / "state", free_port(), free_port(), free_port()).prepare()
+    with pytest.raises(EmbeddedError, match=result) as refused:
+        keycloak.spec(tmp_path / "state", free_port(), free_port(), free_port()).prepare()
     assert ("\n" in str(refused.value), "read more" in str(refused.value)) == (False, False)
 
 

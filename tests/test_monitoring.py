@@ -61,7 +61,7 @@ def test_the_configuration_is_valid(promtool: str, tmp_path: Path) -> None:
 
 async def test_alerts_use_series_that_are_exported(server: Running, token: Callable[[str], str]) -> None:
     async with server.client(token("dave")) as client, server.socket(token("dave")) as socket:
-        await client.get("/api/authors")
+        await client.get("/api/notes")
         await socket.call("ping")
         text = (await client.get("/metrics")).text
     exported = set(re.findall(r"^# TYPE (\w+)", text, re.M)) | set(re.findall(r"^(\w+)[{ ]", text, re.M))

@@ -53,12 +53,12 @@ async def healthy(client: httpx.AsyncClient) -> bool:
 
 
 async def exercise(client: httpx.AsyncClient, ends: float) -> tuple[set[int], list[int]]:
-    """Reads and writes until the outage ends: all statuses, and the ids of acknowledged authors."""
+    """Reads and writes until the outage ends: all statuses, and the ids of acknowledged notes."""
     statuses, made = set(), []
     while time.monotonic() < ends:
         started = time.monotonic()
         read, write = await asyncio.gather(
-            client.get("/api/authors"), client.post("/api/authors", json={"name": str(uuid.uuid4())})
+            client.get("/api/notes"), client.post("/api/notes", json={"title": str(uuid.uuid4())})
         )
         assert time.monotonic() - started < BOUND
         statuses |= {read.status_code, write.status_code}
@@ -70,8 +70,8 @@ async def exercise(client: httpx.AsyncClient, ends: float) -> tuple[set[int], li
 
 async def audited(stack: Stack, made: list[int]) -> int:
     connection = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
-    resources = [f"authors/{author}" for author in made]
-    query = "SELECT count(*) FROM user_actions WHERE action = 'authors.create' AND resource = ANY($1)"
+    resources = [f"notes/{note}" for note in made]
+    query = "SELECT count(*) FROM user_actions WHERE action = 'notes.create' AND resource = ANY($1)"
     found = await connection.fetchval(query, resources)
     await connection.close()
     return int(found)
@@ -93,11 +93,11 @@ async def test_without_postgresql_nothing_is_acknowledged(
     async with stopped(fragile, "postgresql") as ends:
         statuses, made = await exercise(dave, ends)
         health = await dave.get("/health")
-        seen = (await dave.get("/api/authors")).headers["x-request-id"]
+        seen = (await dave.get("/api/notes")).headers["x-request-id"]
     assert (statuses, made) == ({503}, [])
     assert (health.status_code, health.json()["components"]["postgresql"]["status"]) == (503, "down")
     await until(lambda: healthy(dave))
-    assert (await dave.post("/api/authors", json={"name": str(uuid.uuid4())})).status_code == 201
+    assert (await dave.post("/api/notes", json={"title": str(uuid.uuid4())})).status_code == 201
 
     async def replayed() -> bool:
         return bool((await dave.get("/api/audit-logs", params={"request_id": seen})).json()["items"])
@@ -125,7 +125,7 @@ async def test_a_killed_server_keeps_what_it_acknowledged(
     async def write(client: httpx.AsyncClient) -> None:
         with contextlib.suppress(httpx.TransportError):
             while True:
-                answer = await client.post("/api/authors", json={"name": str(uuid.uuid4())})
+                answer = await client.post("/api/notes", json={"title": str(uuid.uuid4())})
                 made.append(answer.json()["id"])
 
     with run_server(environment, tmp_path) as victim:
@@ -135,7 +135,7 @@ async def test_a_killed_server_keeps_what_it_acknowledged(
             victim.process.kill()
             await asyncio.gather(*writers)
     assert await audited(fragile, made) == len(set(made)) == len(made)
-    assert {(await dave.get(f"/api/authors/{author}")).status_code for author in made[-50:]} == {200}
+    assert {(await dave.get(f"/api/notes/{note}")).status_code for note in made[-50:]} == {200}
 
 
 @pytest.mark.parametrize("name", ["valkey", "nanoidp", "postgresql"])

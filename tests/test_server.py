@@ -1,29 +1,25 @@
 """The process as a whole: health, metrics, logs, workers, shutdown, documents."""
 
 import asyncio
+import contextlib
 import re
 import signal
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import asyncpg
 import httpx
+import psutil
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import Running, Serve, Stack, until
+from hw_server.db.migrations import ADVISORY_LOCK
+from hw_server.embedded import Stack
+from tests.conftest import Running, Serve, until
+from tests.provider import Provider
 
 Token = Callable[[str], str]
-
-
-async def samples(client: httpx.AsyncClient) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    text = (await client.get("/metrics")).text
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 async def test_health_names_every_component(server: Running) -> None:
@@ -35,19 +31,19 @@ async def test_health_names_every_component(server: Running) -> None:
 
 
 async def test_counts_requests_by_route(server: Running, dave: httpx.AsyncClient) -> None:
-    key = ("http_requests_total", (("method", "GET"), ("route", "/api/authors/{id}"), ("status", "404")))
-    before = (await samples(dave)).get(key, 0)
+    series = 'http_requests_total{method="GET",route="/api/notes/{id}",status="404"}'
+    before = (await server.metrics()).get(series, 0)
     for index in range(3):
-        await dave.get(f"/api/authors/{2**62 + index}")
-    after = await samples(dave)
-    assert after[key] == before + 3
-    assert not [name for name, labels in after if "/api/authors/4611" in str(labels)]
+        await dave.get(f"/api/notes/{2**62 + index}")
+    after = await server.metrics()
+    assert after[series] == before + 3
+    assert not [name for name in after if "/api/notes/4611" in name]
 
 
-async def test_exports_what_the_design_promises(server: Running, token: Token, dave: httpx.AsyncClient) -> None:
+async def test_exports_what_the_design_promises(server: Running, token: Token) -> None:
     async with server.socket(token("dave")) as socket:
-        await socket.call("authors.list")
-        names = {name for name, _ in await samples(dave)}
+        await socket.call("notes.list")
+        names = {series.partition("{")[0] for series in await server.metrics()}
     assert names >= {
         "http_requests_total", "http_request_duration_seconds_count", "http_requests_in_progress", "ws_connections_open",
         "ws_messages_total", "ws_rpc_duration_seconds_count", "db_pool_connections", "db_query_duration_seconds_count",
@@ -57,10 +53,10 @@ async def test_exports_what_the_design_promises(server: Running, token: Token, d
 
 async def test_a_request_can_be_found_in_the_log(server: Running, dave: httpx.AsyncClient) -> None:
     mine = uuid.uuid4().hex
-    answer = await dave.get("/api/authors", headers={"X-Request-ID": mine})
+    answer = await dave.get("/api/notes", headers={"X-Request-ID": mine})
     [line] = await until(lambda: server.lines_of(mine))
     assert answer.headers["x-request-id"] == mine
-    assert (line["event"], line["level"], line["route"], line["status"]) == ("request", "info", "/api/authors", 200)
+    assert (line["event"], line["level"], line["route"], line["status"]) == ("request", "info", "/api/notes", 200)
     assert (line["user_id"], line["method"]) == ("dave", "GET")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", line["timestamp"])
 
@@ -80,62 +76,74 @@ async def test_every_answer_has_security_headers(dave: httpx.AsyncClient) -> Non
         assert "content-security-policy" in headers
 
 
+@contextlib.asynccontextmanager
+async def two_workers(serve: Serve, **settings: str) -> AsyncIterator[tuple[Running, list[psutil.Process]]]:
+    with serve("--workers", "2", **settings) as running:
+        await until(lambda: workers_counted(running, 2))
+        yield running, psutil.Process(running.process.pid).children()
+
+
+async def workers_counted(running: Running, number: int) -> bool:
+    return (await running.metrics()).get("hw_workers") == number
+
+
+@contextlib.contextmanager
+def asleep(worker: psutil.Process) -> Iterator[None]:
+    """While this one is stopped, the other worker takes every connection."""
+    worker.suspend()
+    try:
+        yield
+    finally:
+        worker.resume()
+
+
+async def status(running: Running, token: str) -> int:
+    """Of a request on a connection of its own."""
+    async with running.client(token) as client:
+        return (await client.get("/api/me")).status_code
+
+
 async def test_several_workers_are_one_server(serve: Serve, token: Token) -> None:
-    with serve(
-        "--workers", "2", HW_REDIS__KEY_PREFIX=f"{uuid.uuid4().hex}:", HW_RATELIMIT__HTTP_PER_MINUTE="40"
-    ) as running:
-        statuses = []
-        for _ in range(45):
-            async with running.client(token("dave")) as client:
-                statuses.append((await client.get("/api/me")).status_code)
-        async with running.client() as client:
-            found = await samples(client)
-    assert (statuses.count(200), statuses.count(429)) == (40, 5)
-    assert found["http_requests_total", (("method", "GET"), ("route", "/api/me"), ("status", "200"))] == 40
-    assert found["hw_workers", ()] == 2
+    limits = {"HW_REDIS__KEY_PREFIX": f"{uuid.uuid4().hex}:", "HW_RATELIMIT__HTTP_PER_MINUTE": "3"}
+    async with two_workers(serve, **limits) as (running, (first, second)):
+        with asleep(first):
+            statuses = [await status(running, token("dave")) for _ in range(2)]
+        with asleep(second):
+            statuses += [await status(running, token("dave")) for _ in range(2)]
+        metrics = await running.metrics()
+    assert statuses == [200, 200, 200, 429]
+    assert metrics['http_requests_total{method="GET",route="/api/me",status="200"}'] == 3
 
 
-async def test_a_revocation_reaches_all_workers(serve: Serve, provider: Any) -> None:
-    with serve("--workers", "2", **provider.settings()) as running:
-        token = provider.token()
-
-        async def status() -> int:
+async def test_a_revocation_reaches_all_workers(serve: Serve, provider: Provider) -> None:
+    token = provider.token()
+    async with two_workers(serve, **provider.settings()) as (running, (first, second)):
+        with asleep(second):
+            assert await status(running, token) == 200
+        with asleep(first):
             async with running.client(token) as client:
-                return (await client.get("/api/me")).status_code
+                await client.delete(f"/api/sessions/{(await client.get('/api/me')).json()['session_id']}")
+            assert await status(running, token) == 401
+        with asleep(second):
 
-        assert {await status() for _ in range(12)} == {200}
-        async with running.client(token) as client:
-            await client.delete(f"/api/sessions/{(await client.get('/api/me')).json()['session_id']}")
-        await asyncio.sleep(0.1)
-        assert {await status() for _ in range(12)} == {401}
+            async def refused() -> bool:
+                return await status(running, token) == 401
+
+            await until(refused)
 
 
 async def test_a_dead_worker_is_replaced(serve: Serve) -> None:
-    import psutil
-
-    with serve("--workers", "2") as running:
-        parent = psutil.Process(running.process.pid)
-        before: set[int] = set()
-
-        async def whole() -> bool:
-            """Two new workers; what the dead ones held is not counted any more."""
-            async with running.client() as client:
-                found = await samples(client)
-            workers = {worker.pid for worker in parent.children()}
-            return len(workers - before) == 2 and found.get(("hw_workers", ())) == 2
-
-        await until(whole)
-        before = {worker.pid for worker in parent.children()}
-        for worker in parent.children():
+    async with two_workers(serve) as (running, before):
+        for worker in before:
             worker.kill()
-        await until(whole)
+        parent = psutil.Process(running.process.pid)
+        await until(lambda: len(set(parent.children()) - set(before)) == 2)
+        # What the dead ones held is not counted any more.
+        await until(lambda: workers_counted(running, 2))
 
 
 async def test_no_worker_outlives_its_parent(serve: Serve) -> None:
-    import psutil
-
-    with serve("--workers", "2") as running:
-        workers = await until(lambda: (found := psutil.Process(running.process.pid).children())[1:] and found)
+    async with two_workers(serve) as (running, workers):
         running.process.kill()
         gone, left = await asyncio.to_thread(psutil.wait_procs, workers, 20)
     assert (len(gone), left) == (2, [])
@@ -144,17 +152,15 @@ async def test_no_worker_outlives_its_parent(serve: Serve) -> None:
 async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
     with serve(HW_HTTP__DRAIN_DELAY="1", HW_AUDIT__FLUSH_INTERVAL="30") as running:
         async with running.socket(token("alice")) as socket, running.client(token("alice")) as client:
-            answer = await client.get("/api/authors")
+            answer = await client.get("/api/notes")
             running.process.send_signal(signal.SIGTERM)
             health = await until(lambda: _draining(client))
-            assert (health.status_code, (await client.get("/api/authors")).status_code) == (503, 200)
+            assert (health.status_code, (await client.get("/api/notes")).status_code) == (503, 200)
             assert (await socket.read())["method"] == "server.draining"
             assert await socket.closed() == (1001, "going_away")
         assert await asyncio.to_thread(running.process.wait, 30) == 0
-    found = await database.fetchval(
-        "SELECT count(*) FROM user_actions WHERE request_id = $1", answer.headers["x-request-id"]
-    )
-    assert found == 1
+    query = "SELECT count(*) FROM user_actions WHERE request_id = $1"
+    assert await database.fetchval(query, answer.headers["x-request-id"]) == 1
     assert running.log()[-1]["event"] == "stopped"
 
 
@@ -165,25 +171,31 @@ async def _draining(client: httpx.AsyncClient) -> httpx.Response | None:
 
 async def test_a_running_request_is_finished(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
     """Also one that takes more than half of the whole shutdown."""
-    with serve(HW_HTTP__SHUTDOWN_TIMEOUT="6") as running:
+    with serve(HW_HTTP__SHUTDOWN_TIMEOUT="7.5") as running:
         async with running.client(token("alice")) as client:
             async with database.transaction():
-                await database.execute("LOCK TABLE authors IN ACCESS EXCLUSIVE MODE")
-                request = asyncio.create_task(client.post("/api/authors", json={"name": str(uuid.uuid4())}))
-                await asyncio.sleep(0.5)
+                await database.execute("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE")
+                request = asyncio.create_task(client.post("/api/notes", json={"title": str(uuid.uuid4())}))
+                await until(lambda: waiters(database, "relation"))
                 running.process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(3.2)
+                await asyncio.sleep(3.9)
             assert (await request).status_code == 201
+
+
+async def waiters(database: asyncpg.Connection, kind: str) -> int:
+    """Sessions of the whole database server that wait for a lock."""
+    query = "SELECT count(*) FROM pg_locks WHERE locktype = $1 AND NOT granted"
+    return int(await database.fetchval(query, kind))
 
 
 async def test_an_operation_ends_at_its_timeout(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
     with serve(HW_HTTP__REQUEST_TIMEOUT="1") as running:
         async with running.client(token("alice")) as client, database.transaction():
-            await database.execute("LOCK TABLE authors IN ACCESS EXCLUSIVE MODE")
-            answers = await asyncio.gather(*(client.get("/api/authors") for _ in range(15)))
+            await database.execute("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE")
+            answers = await asyncio.gather(*(client.get("/api/notes") for _ in range(15)))
         assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(504, "timeout")}
         async with running.client(token("alice")) as client:
-            assert (await client.get("/api/authors")).status_code == 200
+            assert (await client.get("/api/notes")).status_code == 200
 
 
 async def test_both_documents_list_every_operation(server: Running, dave: httpx.AsyncClient) -> None:
@@ -193,7 +205,7 @@ async def test_both_documents_list_every_operation(server: Running, dave: httpx.
     only_http = {"audit.export", "sessions.backchannel_logout", "health.get", "health.live"}
     only_rpc = {"ping", "rpc.discover", "session.authenticate", "session.refresh"}
     assert routes - only_http == methods - only_rpc
-    create = openapi["paths"]["/api/authors"]["post"]
+    create = openapi["paths"]["/api/notes"]["post"]
     assert set(create["responses"]) == {
         "201",
         "400",
@@ -219,26 +231,44 @@ async def test_the_document_describes_problems_as_they_are(dave: httpx.AsyncClie
             errors = {status: answer for status, answer in method["responses"].items() if status >= "400"}
             assert errors
             assert all(answer["content"] == problem and answer["description"] for answer in errors.values())
-    answer = (await dave.get("/api/authors", params={"per_page": 0})).json()
+    answer = (await dave.get("/api/notes", params={"per_page": 0})).json()
     assert set(answer) <= document["components"]["schemas"]["Problem"]["properties"].keys()
     assert set(answer["errors"][0]) == document["components"]["schemas"]["FieldProblem"]["properties"].keys()
 
 
 async def test_the_api_page_needs_nobody_else(server: Running, dave: httpx.AsyncClient) -> None:
     page = (await dave.get("/docs")).text
-    assert not [url for url in re.findall(r"""(?:src|href)=["']([^"']+)""", page) if "//" in url]
-    for asset in re.findall(r"""(?:src|href)=["']([^"']+)""", page):
-        assert (await dave.get(asset)).status_code == 200
+    assets = re.findall(r"""(?:src|href)=["']([^"']+)""", page)
+    assert {Path(asset).suffix for asset in assets} >= {".js", ".css"}
+    assert not [asset for asset in assets if "//" in asset]
+    assert {(await dave.get(asset)).status_code for asset in assets} == {200}
 
 
-async def test_migrations_run_once(stack: Stack, serve: Serve, database: asyncpg.Connection) -> None:
+@pytest.fixture
+async def fresh(stack: Stack) -> AsyncIterator[str]:
+    """The address of an empty database."""
     admin = await asyncpg.connect(host="127.0.0.1", port=stack.ports.postgres, user="postgres", password="postgres")
     name = f"fresh_{uuid.uuid4().hex}"
     await admin.execute(f"CREATE DATABASE {name} OWNER hw")
-    url = f"postgresql://hw:hw-dev@127.0.0.1:{stack.ports.postgres}/{name}"
-    with serve(HW_DATABASE__URL=url) as one, serve(HW_DATABASE__URL=url) as two:
-        for running in (one, two):
-            async with running.client() as client:
-                assert (await client.get("/health")).status_code == 200
+    yield f"postgresql://hw:hw-dev@127.0.0.1:{stack.ports.postgres}/{name}"
     await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await admin.close()
+
+
+async def test_migrations_of_two_servers_wait_for_each_other(serve: Serve, fresh: str) -> None:
+    database = await asyncpg.connect(fresh)
+    with ThreadPoolExecutor() as threads, contextlib.ExitStack() as ended:
+        async with database.transaction():
+            await database.execute("SELECT pg_advisory_xact_lock($1)", ADVISORY_LOCK)
+            starting = [threads.submit(ended.enter_context, serve(HW_DATABASE__URL=fresh)) for _ in range(2)]
+
+            async def both_wait() -> bool:
+                return await waiters(database, "advisory") == 2
+
+            await until(both_wait)
+            assert await database.fetchval("SELECT to_regclass('user_actions')") is None
+        for server in starting:
+            async with (await asyncio.wrap_future(server)).client() as client:
+                assert (await client.get("/health")).status_code == 200
+    assert await database.fetchval("SELECT count(*) FROM alembic_version") == 1
+    await database.close()

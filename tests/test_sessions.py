@@ -1,6 +1,5 @@
 """Sessions, revocation and the provider's back-channel logout."""
 
-import asyncio
 import contextlib
 import time
 import uuid
@@ -19,8 +18,8 @@ PATH = "/api/auth/backchannel-logout"
 
 
 async def listed(client: httpx.AsyncClient, sid: str, **query: str) -> dict[str, Any] | None:
-    found = (await client.get("/api/sessions", params=query)).json()["items"]
-    return next((session for session in found if session["id"] == sid), None)
+    sessions = (await client.get("/api/sessions", params=query)).json()["items"]
+    return next((session for session in sessions if session["id"] == sid), None)
 
 
 async def test_me(guarded: Running, provider: Provider) -> None:
@@ -94,21 +93,31 @@ async def test_a_new_instance_knows_old_revocations(serve: Serve, guarded: Runni
 
 async def test_a_socket_asks_while_the_feed_is_broken(guarded: Running, provider: Provider) -> None:
     sid = uuid.uuid4().hex
-    async with guarded.socket(provider.token(sid=sid)) as socket, feedless(guarded) as redis:
+    async with guarded.socket(provider.token(sid=sid)) as socket:
         assert "result" in await socket.call("me.get")
-        await redis.client_kill_filter(_type="pubsub")
-        await asyncio.sleep(0.1)  # to be noticed; the feed is back after half a second
-        await redis.zadd("hw:revoked", {f"session:{sid}": time.time() + 60})
-        with contextlib.suppress(websockets.ConnectionClosed):
-            assert (await socket.call("me.get"))["error"]["code"] == -32001
-        assert await socket.closed() == (4403, "session_revoked")
+        async with feedless(guarded) as redis:
+            await redis.zadd("hw:revoked", {f"session:{sid}": time.time() + 60})  # no instance is told
+            with pytest.raises(websockets.ConnectionClosed):
+                await socket.call("me.get")
+            assert await socket.closed() == (4403, "session_revoked")
+
+
+def feed_breaks(running: Running) -> int:
+    return sum(line["event"] == "revocation_feed_broken" for line in running.log())
 
 
 @contextlib.asynccontextmanager
 async def feedless(running: Running) -> AsyncIterator[Any]:
-    """Redis' own client, for what no instance is told of."""
+    """Redis, while it lets nobody subscribe, and the server has noticed; gives a client of the database of sessions."""
+    before = feed_breaks(running)
     async with aioredis.from_url(running.environment["HW_REDIS__URL"], db=1) as client:
-        yield client
+        await client.execute_command("ACL", "SETUSER", "default", "-subscribe")
+        try:
+            await client.client_kill_filter(_type="pubsub")
+            await until(lambda: feed_breaks(running) > before)
+            yield client
+        finally:
+            await client.execute_command("ACL", "SETUSER", "default", "+subscribe")
 
 
 async def test_logout_ends_the_session(guarded: Running, provider: Provider) -> None:
@@ -185,8 +194,9 @@ async def test_an_expiring_token_is_announced_and_ends(serve: Serve, provider: P
 
 async def test_a_refresh_keeps_the_socket(serve: Serve, provider: Provider) -> None:
     with serve(**provider.settings(), HW_OIDC__LEEWAY="0") as running:
-        async with running.socket(provider.token(exp=int(time.time()) + 3)) as socket:
-            assert (await socket.read())["method"] == "session.expiring"
-            assert "result" in await socket.call("session.refresh", token=provider.token())
-            await asyncio.sleep(4)
-            assert (await socket.call("ping"))["result"] == "pong"
+        token = provider.token(exp=int(time.time()) + 4)
+        async with running.socket(token) as refreshed, running.socket(token) as other:
+            assert (await refreshed.read())["method"] == "session.expiring"
+            assert "result" in await refreshed.call("session.refresh", token=provider.token())
+            assert await other.closed() == (4402, "token_expired")
+            assert (await refreshed.call("ping"))["result"] == "pong"

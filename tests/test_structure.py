@@ -1,7 +1,7 @@
 """The structure that the design promises."""
 
-import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,47 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Serve
+from tests.conftest import PROJECT, Serve
 
-PROJECT = Path(__file__).parent.parent
 PACKAGE = PROJECT / "src" / "hw_server"
-LAYERS = [
-    {"settings", "errors"},
-    {"observability", "runtime"},
-    {"db", "redis"},
-    {"auth", "ratelimit"},
-    {"operations"},
-    {"admission"},
-    {"http", "ws"},
-    {"health", "audit", "sessions", "authors", "console"},
-    {"features"},
-    {"app"},
-    {"server"},
-    {"embedded"},
-    {"cli"},
-]
-FEATURES = {"audit", "sessions", "authors"}
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
-
-
-def imports(path: Path) -> set[str]:
-    """First-level names of this package that a module imports."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hw_server."):
-            found.add(node.module.split(".")[1])
-        elif isinstance(node, ast.ImportFrom) and node.module == "hw_server":
-            found |= {name.name for name in node.names} & RANK.keys()
-    return found
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for other in imports(path) - {own}:
-        assert RANK[other] <= RANK[own], f"{own} must not import {other}"
-        assert not (own in FEATURES and other in FEATURES), f"feature {own} must not import feature {other}"
 
 
 def test_importing_opens_nothing_and_reads_no_setting() -> None:
@@ -67,23 +29,61 @@ def test_importing_opens_nothing_and_reads_no_setting() -> None:
         "assert not events, events\n"
     )
     environment = {**os.environ, "HW_HTTP__PORT": "not a number"}
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, str(PACKAGE)], env=environment, capture_output=True, text=True, check=False
     )
-    assert told.returncode == 0, told.stderr
+    assert result.returncode == 0, result.stderr
 
 
-async def test_the_server_works_without_the_example(tmp_path: Path, serve: Serve, token: Callable[[str], str]) -> None:
-    shutil.copytree(PROJECT / "src", tmp_path / "src")
-    shutil.rmtree(tmp_path / "src/hw_server/authors")
-    features = tmp_path / "src/hw_server/features.py"
-    kept = (
-        features.read_text()
-        .replace("    authors.feature,\n", "")
-        .replace("audit, authors, sessions", "audit, sessions")
+def remove_example(project: Path) -> None:
+    """What a team does that has no use for the example."""
+    package, migrations = project / "src/hw_server", project / "migrations/versions"
+    shutil.rmtree(package / "authors")
+    shutil.rmtree(project / "tests/authors")
+    features = (package / "features.py").read_text().replace("    authors.feature,\n", "").replace(" authors,", "")
+    (package / "features.py").write_text(features)
+    [migration] = migrations.glob("*_authors.py")
+    own, before = (
+        re.findall(rf'^{name} = "(\w+)"', migration.read_text(), re.M)[0] for name in ("revision", "down_revision")
     )
-    features.write_text(kept)
-    with serve(PYTHONPATH=str(tmp_path / "src")) as running:
+    migration.unlink()
+    for later in migrations.glob("*.py"):
+        later.write_text(later.read_text().replace(f'down_revision = "{own}"', f'down_revision = "{before}"'))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project without the example."""
+    project = tmp_path_factory.mktemp("bare") / "project"
+    ignored = shutil.ignore_patterns(".git", ".venv", ".hw", "__pycache__", ".pytest_cache", "*.egg-info")
+    shutil.copytree(PROJECT, project, ignore=ignored)
+    remove_example(project)
+    return project
+
+
+CHECKS = {
+    "lint": "ruff check .",
+    "format": "ruff format --check .",
+    "imports": "lint-imports",
+    "types": "mypy",
+    "bench": "python -m bench --help",
+    "collection": "pytest -q --collect-only",
+    "tests": "pytest -q -k not(without_the_example) tests/test_structure.py tests/test_lists.py tests/test_operations.py tests/test_tokens.py",
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_all_is_well_without_the_example(bare: Path, check: str) -> None:
+    # A worker number of its own, and so ports of its own.
+    environment = {**os.environ, "PYTHONPATH": f"{bare / 'src'}:{bare}", "PYTEST_XDIST_WORKER": "gw9"}
+    program, *arguments = CHECKS[check].split()
+    command = [str(Path(sys.executable).parent / program), *arguments]
+    result = subprocess.run(command, cwd=bare, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+async def test_a_server_runs_without_the_example(bare: Path, serve: Serve, token: Callable[[str], str]) -> None:
+    with serve(PYTHONPATH=str(bare / "src"), HW_FEATURES="hw_server.features:FEATURES") as running:
         async with running.client(token("alice")) as client, running.socket(token("alice")) as socket:
             assert (await client.get("/health")).json()["status"] == "ok"
             assert (await client.get("/api/me")).json()["username"] == "alice"

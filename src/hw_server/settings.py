@@ -91,6 +91,12 @@ class DatabaseSettings(Group):
     pool_max: int = Field(10, ge=1, le=1000, description="Connections at most, per worker.")
     connect_timeout: float = Field(3.0, gt=0, le=60, description="Longest wait for a new connection, seconds.")
     command_timeout: float = Field(5.0, gt=0, le=300, description="Longest single statement, seconds.")
+    connection_max_age: float = Field(
+        1800.0,
+        gt=0,
+        le=86_400,
+        description="Age after which a connection is replaced, seconds: a failover or a new replica is noticed.",
+    )
     migrate_on_start: bool = Field(True, description="Apply pending migrations at start, one process at a time.")
 
 

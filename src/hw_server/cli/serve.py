@@ -53,26 +53,23 @@ def serve(
 
 
 def _migrate(settings: Settings) -> None:
-    """Applies migrations once PostgreSQL answers."""
-    from sqlalchemy.exc import SQLAlchemyError
+    """Applies migrations, waiting while PostgreSQL is away; prints one line and exits with 1 where they fail."""
+    from alembic.util import CommandError
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
     from hw_server.db import migrations
+    from hw_server.db.errors import is_transient
 
     deadline = time.monotonic() + MIGRATION_TIMEOUT
     while True:
         try:
             asyncio.run(migrations.upgrade(settings.database))
-        except (OSError, SQLAlchemyError, TimeoutError) as error:
-            if time.monotonic() > deadline or (isinstance(error, SQLAlchemyError) and not _unreachable(error)):
-                typer.echo(f"migrations failed: {str(error).splitlines()[0]}", err=True)
+        except (OSError, SQLAlchemyError, CommandError) as error:
+            if time.monotonic() > deadline or not is_transient(error):
+                reason = error.driver_exception if isinstance(error, DBAPIError) else error
+                first_line = (str(reason) or type(reason).__name__).splitlines()[0]
+                typer.echo(f"migrations failed: {first_line}", err=True)
                 raise typer.Exit(1) from None
             time.sleep(1)
         else:
             return
-
-
-def _unreachable(error: Exception) -> bool:
-    text = str(error)
-    return any(
-        word in text for word in ("CannotConnectNow", "ConnectionDoesNotExist", "Connect call failed", "starting up")
-    )

@@ -105,9 +105,9 @@ def status(
     processes = list(stack.processes.values()) if stack else []
     rows: list[dict[str, Any]] = [
         {
-            "name": process.service.name,
+            "name": process.spec.name,
             "pid": process.pid,
-            "port": process.service.port,
+            "port": process.spec.port,
             "state": process.status,
         }
         for process in processes

@@ -50,7 +50,9 @@ def token(
         typer.echo(f"the identity provider at {base} does not response; start it with `make up`", err=True)
         raise typer.Exit(1) from None
     if response.status_code != 200:
-        reason = response.json().get("error_description", "") if "json" in response.headers.get("content-type", "") else ""
+        reason = (
+            response.json().get("error_description", "") if "json" in response.headers.get("content-type", "") else ""
+        )
         typer.echo(f"the identity provider refused {user}: {reason or response.status_code}", err=True)
         raise typer.Exit(1)
     typer.echo(response.json()["access_token"])

@@ -8,7 +8,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, make_url, pool, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from hw_server.settings import DatabaseSettings
 
@@ -39,17 +39,20 @@ def database_url(settings: DatabaseSettings) -> URL:
 
 
 async def upgrade(settings: DatabaseSettings, revision: str = "head") -> None:
+    """Applies migrations up to `revision`, all in one transaction. Raises OSError or SQLAlchemy's DBAPIError with
+    PostgreSQL away or a statement refused, and alembic's CommandError for a revision that has no file."""
     await _locked(settings, lambda config: command.upgrade(config, revision))
 
 
 async def downgrade(settings: DatabaseSettings, revision: str = "-1") -> None:
+    """Reverts migrations back to `revision`, or so many; raises what `upgrade` raises."""
     await _locked(settings, lambda config: command.downgrade(config, revision))
 
 
 async def status(settings: DatabaseSettings) -> list[tuple[str, str, bool]]:
-    """`(revision, message, applied)`, oldest first."""
+    """`(revision, message, applied)`, oldest first; raises what `upgrade` raises."""
     script = ScriptDirectory.from_config(configuration())
-    engine = create_async_engine(database_url(settings), poolclass=pool.NullPool)
+    engine = _engine(settings)
     try:
         async with engine.connect() as connection:
             heads = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_heads())
@@ -67,6 +70,12 @@ def new(message: str) -> Path:
     return Path(script.path)
 
 
+def _engine(settings: DatabaseSettings) -> AsyncEngine:
+    # asyncpg would wait a minute for a host that does not answer.
+    timeout = {"timeout": settings.connect_timeout}
+    return create_async_engine(database_url(settings), poolclass=pool.NullPool, connect_args=timeout)
+
+
 async def _locked(settings: DatabaseSettings, run: Callable[[Config], None]) -> None:
     def inside(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
@@ -74,7 +83,7 @@ async def _locked(settings: DatabaseSettings, run: Callable[[Config], None]) -> 
         config.attributes["connection"] = connection
         run(config)
 
-    engine = create_async_engine(database_url(settings), poolclass=pool.NullPool)
+    engine = _engine(settings)
     try:
         async with engine.begin() as connection:
             await connection.run_sync(inside)

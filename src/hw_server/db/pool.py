@@ -1,40 +1,29 @@
-"""The connection pool. `read` gives a connection, `write` one with an open transaction."""
+"""The connection pool. `read` acquires a connection, `write` one with an open transaction."""
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from time import perf_counter
+from random import uniform
+from time import monotonic, perf_counter
 from typing import Any
 
 import asyncpg
 
-from hw_server.errors import Conflict, DomainError, InvalidInput, Timeout, Unavailable
+from hw_server.db.errors import REUSABLE_AFTER, domain_error
+from hw_server.errors import DomainError, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.settings import DatabaseSettings
 
-UNREACHABLE = (
-    OSError,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-)
 KEYWORDS = ("select", "insert", "update", "delete")
-SOUND = (
-    DomainError,
-    asyncpg.IntegrityConstraintViolationError,
-    asyncpg.DataError,
-)  # leave a connection fit for use
+JITTER = 0.05  # share of the maximum age by which connections expire earlier, so that they are not replaced together
 
 
 class Connection(asyncpg.Connection):
     """Times every statement."""
 
-    observe: Any = None  # callable(statement, seconds), given by the pool
+    observe: Any = None  # callable(statement, seconds), set by the pool
+    expires: float = 0.0  # time.monotonic(), set by the pool
 
     async def fetch(self, query: str, *args: Any, **kwargs: Any) -> Any:
         started = perf_counter()
@@ -68,17 +57,21 @@ class Connection(asyncpg.Connection):
 class Database:
     """A pool that opens connections on demand: the server starts, answers and recovers with PostgreSQL out of reach.
 
-    It is ours and not asyncpg's because of what a request pays: no proxy, no task, no reset round trip (session state is
-    never set outside a transaction). A connection that saw anything but a plain SQL error is closed, never given again.
+    It is not asyncpg's because that one costs 10 to 50 % more client CPU for the same work, even without its reset query
+    (`bench/pools.py`): it wraps each acquired connection in a proxy and releases it in a task, and it knows no maximum age.
+    Nothing is reset here, so session state may only be set inside a transaction (`SET LOCAL`).
+
+    `read` and `write` raise a `DomainError` where `domain_error` knows one for what the driver raised, in the block or
+    while connecting; after any other exception in the block the connection is terminated, as its state is not known.
     """
 
     def __init__(self, settings: DatabaseSettings, metrics: Metrics) -> None:
         self._settings = settings
         self._errors = metrics.db_errors
-        self._idle: list[Connection] = []
+        self._idle: list[Connection] = []  # the last released is acquired first: its caches are warm
         self._all: set[Connection] = set()
-        self._opening = 0
-        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._connecting = 0
+        self._waiters: deque[asyncio.Future[Connection | None]] = deque()
         self._closed = False
         self._timers = {word: metrics.db_query.labels(word).observe for word in (*KEYWORDS, "other")}
         self._size = {state: metrics.db_pool_size.labels(state) for state in ("open", "idle")}
@@ -103,30 +96,35 @@ class Database:
         self._size["idle"].set(len(self._idle))
 
     async def acquire(self) -> Connection:
-        """A connection, after those who asked before; raises what `asyncpg.connect` raises."""
+        """Waits in a queue while all are acquired; raises what `asyncpg.connect` raises, and `Unavailable` after `stop`."""
         while True:
-            while self._idle:
-                connection = self._idle.pop()
-                if not connection.is_closed():
-                    return connection
-                self._all.discard(connection)
             if self._closed:
                 raise Unavailable("the server is stopping")
-            if len(self._all) + self._opening < self._settings.pool_max:
-                return await self._open()
-            future: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
+            while self._idle:
+                connection = self._idle.pop()
+                if not connection.is_closed() and monotonic() < connection.expires:
+                    return connection
+                connection.terminate()
+                self._all.discard(connection)
+            if len(self._all) + self._connecting < self._settings.pool_max:
+                return await self._connect()
+            waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
             try:
-                given = await future
+                connection_or_room = await waiter
             except asyncio.CancelledError:
-                if future.done() and not future.cancelled() and (lost := future.result()) is not None:
-                    self.release(lost)
+                # Cancelled in the same turn of the loop in which it was woken: the next one takes what this one got.
+                if waiter.done() and not waiter.cancelled():
+                    if (unused := waiter.result()) is not None:
+                        self.release(unused)
+                    else:
+                        self._wake()
                 raise
-            if given is not None:
-                return given
+            if connection_or_room is not None:
+                return connection_or_room
 
-    async def _open(self) -> Connection:
-        self._opening += 1
+    async def _connect(self) -> Connection:
+        self._connecting += 1
         try:
             connection: Connection = await asyncpg.connect(
                 **connect_options(self._settings),
@@ -139,43 +137,50 @@ class Database:
             self._wake()
             raise
         finally:
-            self._opening -= 1
+            self._connecting -= 1
+        if self._closed:
+            connection.terminate()
+            raise Unavailable("the server is stopping")
         connection.observe = self._observe
+        connection.expires = monotonic() + self._settings.connection_max_age * uniform(1 - JITTER, 1)  # noqa: S311
         self._all.add(connection)
         return connection
 
     def release(self, connection: Connection) -> None:
-        """Takes a connection back that is fit to be used again."""
-        if self._closed:
-            self.discard(connection)
+        """Takes back a connection in a clean state: open, outside a transaction, no statement running."""
+        if self._closed or monotonic() >= connection.expires:
+            self.terminate(connection)
             return
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(connection)
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
                 return
         self._idle.append(connection)
 
-    def discard(self, connection: Connection) -> None:
+    def terminate(self, connection: Connection) -> None:
+        """Closes an expired connection, or one in an unknown state, at once: asyncpg's `close` waits for the server."""
         connection.terminate()
         self._all.discard(connection)
         self._wake()
 
     def _wake(self) -> None:
-        """Lets the first in the queue try to open a connection of its own."""
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(None)
+        """Tells the first waiter that there is room for a connection of its own."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
                 return
 
     async def stop(self, timeout: float = 5.0) -> None:
-        """Waits for borrowed connections, then cuts them."""
+        """Refuses waiters, waits up to `timeout` seconds for acquired connections, then terminates all."""
         self._closed = True
-        deadline = asyncio.get_running_loop().time() + timeout
-        while len(self._idle) < len(self._all) and asyncio.get_running_loop().time() < deadline:
+        while self._waiters:
+            self._wake()
+        deadline = monotonic() + timeout
+        while len(self._idle) < len(self._all) and monotonic() < deadline:
             await asyncio.sleep(0.05)
-        for connection in list(self._all):
+        for connection in self._all:
             connection.terminate()
         self._all.clear()
         self._idle.clear()
@@ -188,7 +193,7 @@ class Database:
 
 
 class Acquired:
-    """One loan of a connection; turns driver errors into domain errors."""
+    """One acquired connection, for the length of a block."""
 
     __slots__ = ("_connection", "_db")
 
@@ -206,11 +211,11 @@ class Acquired:
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         connection = self._connection
         assert connection is not None
-        sound = error is None or isinstance(error, SOUND)
-        if sound and not connection.is_closed() and not connection.is_in_transaction():
+        reusable = error is None or isinstance(error, REUSABLE_AFTER)
+        if reusable and not connection.is_closed() and not connection.is_in_transaction():
             self._db.release(connection)
         else:
-            self._db.discard(connection)
+            self._db.terminate(connection)
         if error is not None and not isinstance(error, DomainError) and isinstance(error, Exception):
             translated = self._translated(error)
             if translated is not error:
@@ -222,28 +227,6 @@ class Acquired:
             return error
         self._db.count(domain)
         return domain
-
-
-def domain_error(error: BaseException) -> DomainError | None:
-    """What the caller is told about a driver error; None where it is a defect of ours."""
-    match error:
-        case asyncpg.UniqueViolationError() | asyncpg.ForeignKeyViolationError() | asyncpg.ExclusionViolationError():
-            return Conflict(constraint=error.constraint_name)
-        case asyncpg.CheckViolationError():
-            return InvalidInput([], f"the value breaks the rule {error.constraint_name}")
-        case asyncpg.DataError():
-            return InvalidInput([], "a value does not fit the database's type")
-        case asyncpg.QueryCanceledError():
-            return Timeout("the database took too long")
-        case asyncpg.DeadlockDetectedError() | asyncpg.SerializationError():
-            return Conflict("another request changed the same data; try again")
-        case asyncpg.LockNotAvailableError():
-            return Unavailable("what the request needs is locked; try again")
-        case TimeoutError():
-            return Unavailable("the database did not answer in time")
-        case _ if isinstance(error, UNREACHABLE):
-            return Unavailable("the database is out of reach")
-    return None
 
 
 def connect_options(settings: DatabaseSettings) -> dict[str, Any]:

@@ -19,7 +19,7 @@ REALM = PROJECT / "docker" / "keycloak" / "hw-realm.json"
 MANAGEMENT = 1  # added to the port: health and metrics
 
 
-def service(state: Path, port: int, postgres_port: int, app_port: int) -> ProcessSpec:
+def spec(state: Path, port: int, postgres_port: int, app_port: int) -> ProcessSpec:
     home = state / f"keycloak-{VERSION}"
     management = port + MANAGEMENT
 
@@ -93,9 +93,9 @@ def provide_java() -> None:
                 "Keycloak needs Java 17 or newer: install it (apt-get install default-jre-headless) and try again"
             ) from None
         command = [pip, "--python", sys.executable, "install", "-q", "--require-hashes", "-r", str(requirements)]
-        told = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        if told.returncode != 0:
-            raise EmbeddedError(f"Java could not be installed: {' '.join(told.stderr.split())[-300:]}") from None
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if result.returncode != 0:
+            raise EmbeddedError(f"Java could not be installed: {' '.join(result.stderr.split())[-300:]}") from None
         importlib.invalidate_caches()
 
 
@@ -103,8 +103,8 @@ def _system_java() -> int:
     java = shutil.which("java")
     if java is None:
         return 0
-    told = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
-    found = re.search(r'version "(\d+)', told)
+    result = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
+    found = re.search(r'version "(\d+)', result)
     return int(found.group(1)) if found else 0
 
 

@@ -2,15 +2,16 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic_core import to_json
 
 from hw_server.embedded.process import ProcessSpec, serves
-from hw_server.embedded.users import AUDIENCE, CLIENT, USERS
+from hw_server.embedded.users import AUDIENCE, CLIENT
 
 
-def service(state: Path, port: int, app_port: int) -> ProcessSpec:
+def spec(state: Path, port: int, app_port: int, users: Mapping[str, tuple[str, ...]]) -> ProcessSpec:
     folder = state / "nanoidp"
     issuer = f"http://127.0.0.1:{port}"
     pages = [f"http://{host}:{app_port}" for host in ("localhost", "127.0.0.1")]
@@ -19,7 +20,7 @@ def service(state: Path, port: int, app_port: int) -> ProcessSpec:
         (folder / "keys").mkdir(parents=True, exist_ok=True)
         # JSON is YAML.
         (folder / "settings.yaml").write_bytes(to_json(_settings(folder, port, issuer, pages), indent=2))
-        (folder / "users.yaml").write_bytes(to_json(_users(), indent=2))
+        (folder / "users.yaml").write_bytes(to_json(_users(users), indent=2))
 
     return ProcessSpec(
         name="nanoidp",
@@ -69,8 +70,8 @@ def _settings(folder: Path, port: int, issuer: str, pages: list[str]) -> dict[st
     }
 
 
-def _users() -> dict[str, object]:
-    users = {
-        name: {"password": name, "email": f"{name}@example.org", "roles": list(roles)} for name, roles in USERS.items()
+def _users(users: Mapping[str, tuple[str, ...]]) -> dict[str, object]:
+    entries = {
+        name: {"password": name, "email": f"{name}@example.org", "roles": list(roles)} for name, roles in users.items()
     }
-    return {"config_version": 1, "users": users}
+    return {"config_version": 1, "users": entries}

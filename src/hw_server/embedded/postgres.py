@@ -25,7 +25,7 @@ OPTIONS = {
 }
 
 
-def service(state: Path, port: int) -> ProcessSpec:
+def spec(state: Path, port: int) -> ProcessSpec:
     user = NOBODY if os.geteuid() == 0 else None
     install, data = _installation(user), _data_folder(state, user)
     settings = [part for name, value in OPTIONS.items() for part in ("-c", f"{name}={value}")]
@@ -68,14 +68,14 @@ def _initialize(install: Path, data: Path, user: int | None) -> None:
     command = [str(install / "bin/initdb"), "-D", str(fresh), "-U", SUPERUSER, "-A", "scram-sha-256"]
     command += [f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8"]
     try:
-        told = subprocess.run(  # noqa: S603
+        result = subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, check=False, cwd="/", user=user, group=user
         )
     finally:
         password.unlink()
-    if told.returncode != 0:
+    if result.returncode != 0:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise EmbeddedError(f"postgresql could not make its data folder: {' '.join(told.stderr.split())[-300:]}")
+        raise EmbeddedError(f"postgresql could not make its data folder: {' '.join(result.stderr.split())[-300:]}")
     fresh.rename(data)
 
 

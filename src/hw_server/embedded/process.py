@@ -39,19 +39,19 @@ class ProcessSpec:
 
 @dataclass(slots=True)
 class Process:
-    """A service's process, also one that another command started."""
+    """A process of this spec, also one that another command started."""
 
-    service: ProcessSpec
+    spec: ProcessSpec
     state: Path
     _child: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     @property
     def log(self) -> Path:
-        return self.state / "logs" / f"{self.service.name}.log"
+        return self.state / "logs" / f"{self.spec.name}.log"
 
     @property
     def _record(self) -> Path:
-        return self.state / "run" / f"{self.service.name}.json"
+        return self.state / "run" / f"{self.spec.name}.json"
 
     @property
     def pid(self) -> int | None:
@@ -70,7 +70,7 @@ class Process:
     def status(self) -> str:
         if self.pid is None:
             return "stopped"
-        return "running" if self.service.ready() else "not answering"
+        return "running" if self.spec.ready() else "not answering"
 
     def start(self) -> bool:
         """Starts it unless it runs; False where it ran already. Returns before it is ready."""
@@ -79,17 +79,17 @@ class Process:
         self.refuse_taken_port()
         for folder in (self.log.parent, self._record.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        self.service.prepare()
+        self.spec.prepare()
         with self.log.open("ab") as log:
             child = subprocess.Popen(  # noqa: S603
-                self.service.command,
+                self.spec.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=dict(self.service.environment),
-                cwd=self.service.folder,
-                **_as_user(self.service.user),
+                env=dict(self.spec.environment),
+                cwd=self.spec.folder,
+                **_as_user(self.spec.user),
             )
         self._child = child
         self._record.write_text(json.dumps({"pid": child.pid, "started": _started_at(child.pid)}))
@@ -97,17 +97,17 @@ class Process:
 
     def wait(self) -> None:
         """Returns once it answers; raises `EmbeddedError` with its last words where it ends or takes too long."""
-        deadline = time.monotonic() + self.service.timeout
-        while not self.service.ready():
+        deadline = time.monotonic() + self.spec.timeout
+        while not self.spec.ready():
             if self.pid is None:
-                raise EmbeddedError(f"{self.service.name} ended while starting: {self._last_words()} (see {self.log})")
+                raise EmbeddedError(f"{self.spec.name} ended while starting: {self._last_words()} (see {self.log})")
             if time.monotonic() > deadline:
                 raise EmbeddedError(
-                    f"{self.service.name} did not answer within {self.service.timeout:.0f} s: "
+                    f"{self.spec.name} did not answer within {self.spec.timeout:.0f} s: "
                     f"{self._last_words()} (see {self.log})"
                 )
             time.sleep(0.05)
-        self.service.finish()
+        self.spec.finish()
 
     def stop(self, timeout: float = 30.0) -> bool:
         """Ends it, by force after `timeout` seconds; False where it did not run."""
@@ -116,7 +116,7 @@ class Process:
             self._record.unlink(missing_ok=True)
             return False
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, self.service.stop_signal)
+            os.kill(pid, self.spec.stop_signal)
         deadline = time.monotonic() + timeout
         while self.pid is not None and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -137,11 +137,11 @@ class Process:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", self.service.port))
+                probe.bind(("127.0.0.1", self.spec.port))
             except OSError:
                 raise EmbeddedError(
-                    f"port {self.service.port}, which {self.service.name} needs, is taken{_holder(self.service.port)}; "
-                    f"stop that program or choose another port with {self.service.option}"
+                    f"port {self.spec.port}, which {self.spec.name} needs, is taken{_holder(self.spec.port)}; "
+                    f"stop that program or choose another port with {self.spec.option}"
                 ) from None
 
     def _last_words(self) -> str:

@@ -1,12 +1,13 @@
 """All servers of the native stack, in start order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from hw_server.embedded import keycloak, nanoidp, postgres, valkey
 from hw_server.embedded.process import Process, ProcessSpec
+from hw_server.embedded.users import USERS
 
 Provider = Literal["nanoidp", "keycloak"]
 
@@ -20,27 +21,34 @@ class Ports:
 
 
 class Stack:
-    """PostgreSQL, Valkey and an OpenID provider. Stopping and starting again keeps their data."""
+    """PostgreSQL, Valkey and an OpenID provider. Stopping and starting again keeps their data. `users` are NanoIDP's, by
+    name with their roles; Keycloak has those of its realm file."""
 
-    def __init__(self, state: Path, ports: Ports, provider: Provider = "nanoidp") -> None:
+    def __init__(
+        self,
+        state: Path,
+        ports: Ports,
+        provider: Provider = "nanoidp",
+        users: Mapping[str, tuple[str, ...]] = USERS,
+    ) -> None:
         self.state = state.absolute()
         self.ports = ports
         self.provider = provider
         identity = (
-            keycloak.service(self.state, ports.oidc, ports.postgres, ports.app)
+            keycloak.spec(self.state, ports.oidc, ports.postgres, ports.app)
             if provider == "keycloak"
-            else nanoidp.service(self.state, ports.oidc, ports.app)
+            else nanoidp.spec(self.state, ports.oidc, ports.app, users)
         )
-        services = (
-            postgres.service(self.state, ports.postgres),
-            valkey.service(self.state, ports.redis),
+        specs = (
+            postgres.spec(self.state, ports.postgres),
+            valkey.spec(self.state, ports.redis),
             identity,
         )
-        self.processes = {service.name: Process(service, self.state) for service in services}
+        self.processes = {spec.name: Process(spec, self.state) for spec in specs}
 
-    def add(self, service: ProcessSpec) -> Process:
+    def add(self, spec: ProcessSpec) -> Process:
         """One more process of this stack, such as the application."""
-        process = self.processes[service.name] = Process(service, self.state)
+        process = self.processes[spec.name] = Process(spec, self.state)
         return process
 
     def start(self, progress: Callable[[str], None] = lambda line: None) -> None:
@@ -52,11 +60,11 @@ class Stack:
         for process in processes:
             if process.start():
                 fresh.append(process)
-            if process.service.name == "postgresql" and self.provider == "keycloak":
+            if process.spec.name == "postgresql" and self.provider == "keycloak":
                 process.wait()  # Keycloak needs its database before it starts.
         for process in processes:
             process.wait()
-            progress(f"{process.service.name} is {'ready' if process in fresh else 'running already'}")
+            progress(f"{process.spec.name} is {'ready' if process in fresh else 'running already'}")
 
     def refuse_taken_ports(self) -> None:
         """All of them before anything starts, so that a refusal leaves nothing behind."""
@@ -73,7 +81,7 @@ class Stack:
         """Stops all, the last started first."""
         for process in reversed(self.processes.values()):
             if process.stop():
-                progress(f"{process.service.name} stopped")
+                progress(f"{process.spec.name} stopped")
 
     def environment(self) -> dict[str, str]:
         """Settings of an application that uses this stack."""

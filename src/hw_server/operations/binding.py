@@ -1,11 +1,12 @@
 """Binds what a caller sent, over HTTP or RPC, to the arguments of an operation's function. JSON has types of its own, so its
 values are taken strictly (`"7"` is no number, `0` no date); the texts of a URL are converted."""
 
-from typing import Any, get_origin
+from typing import Annotated, Any, Literal, get_origin
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic_core import from_json, to_json
+from typing_extensions import TypedDict
 
 from hw_server.errors import InvalidInput, Malformed
 from hw_server.operations.declaration import Operation
@@ -13,6 +14,7 @@ from hw_server.operations.signature import BODY, QUERY, Signature, model_of
 
 MAX_QUERY_FIELDS = 100
 MAX_PROBLEMS = 50  # named in one answer
+CallId = int | Annotated[str, Field(max_length=200)]
 
 
 class Binder:
@@ -29,6 +31,7 @@ class Binder:
         )
         self._url_params = url_params.__pydantic_validator__
         self._body = TypeAdapter(self._fields[BODY]).validator if BODY in self._fields else None
+        self._params, self._request = self._request_validator(operation, url_params)
         self._query_lists = _list_fields(self._fields[QUERY]) if QUERY in self._fields else frozenset()
 
     def from_http(self, path_params: dict[str, Any], query_string: bytes, body: bytes) -> dict[str, Any]:
@@ -46,6 +49,29 @@ class Binder:
             except ValidationError as error:
                 problems = _field_problems(error, QUERY)
         return self._with_body(arguments, problems, body)
+
+    def _request_validator(self, operation: Operation, url_params: type[BaseModel]) -> tuple[str | None, Any]:
+        """Validates a whole JSON-RPC request of this operation. Only where one model takes all parameters: then the name of the
+        argument that it is, or None where its fields are the arguments."""
+        argument, params = None, url_params
+        if len(self._fields) == 1 and not self._path_fields:
+            [(argument, annotation)] = self._fields.items()
+            params = model_of(annotation)
+        if params.model_config.get("extra") != "forbid" or (argument is None and {QUERY, BODY} & self._fields.keys()):
+            return None, None
+        fields: Any = {"jsonrpc": Literal["2.0"], "id": CallId, "method": Literal[operation.name], "params": params}
+        return argument, TypeAdapter(TypedDict("Request", fields)).validator  # type: ignore[operator]
+
+    def from_request(self, data: bytes) -> tuple[int | str, dict[str, Any]] | None:
+        """Id and arguments of a request object, parsed once. None for all but a valid one: `from_rpc` says what is wrong."""
+        if self._request is None or b"NaN" in data or b"Infinity" in data:
+            return None
+        try:
+            request = self._request.validate_json(data, strict=True)
+        except ValidationError:
+            return None
+        params = request["params"]
+        return request["id"], {self._params: params} if self._params else params.__dict__
 
     def from_rpc(self, params: dict[str, Any]) -> dict[str, Any]:
         """The same for the parameters of an RPC call: path, query and body fields together."""

@@ -1,5 +1,6 @@
 """JSON-RPC 2.0: from a text message to an operation, and the response back."""
 
+import re
 import time
 from random import getrandbits
 from typing import Any
@@ -20,6 +21,7 @@ log = structlog.get_logger("ws")
 
 PREFIX = b'{"jsonrpc":"2.0","id":'
 MAX_ID = 200  # characters
+METHOD = re.compile(rb'"method"\s*:\s*"([a-z_.]+)"')
 
 
 class Dispatcher:
@@ -42,13 +44,15 @@ class Dispatcher:
     async def handle(self, connection: WebSocketConnection, data: bytes) -> None:
         """Answers one message; never raises for what a client sent."""
         self._received.inc()
-        try:
-            message = from_json(data, allow_inf_nan=False)
-        except ValueError:
-            connection.send(_error(None, ParseError(), _request_id()))
-            return
+        message, arguments = self._parse_valid(data)
+        if message is None:
+            try:
+                message = from_json(data, allow_inf_nan=False)
+            except ValueError:
+                connection.send(_error(None, ParseError(), _request_id()))
+                return
         if not isinstance(message, list):
-            response = await self._call(connection, message)
+            response = await self._call(connection, message, arguments)
         elif not 0 < len(message) <= self._max_batch:
             error = InvalidRequest(f"a batch holds 1 to {self._max_batch} calls")
             response = _error(None, error, _request_id())
@@ -60,8 +64,21 @@ class Dispatcher:
             connection.send(response)
         connection.message_done()
 
-    async def _call(self, connection: WebSocketConnection, message: Any) -> bytes | None:
-        """The response to one call, None for a notification."""
+    def _parse_valid(self, data: bytes) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """Request object and arguments of one valid request, parsed once; None for anything else. The search only guesses
+        which operation it is for: that operation's own validator decides."""
+        name = METHOD.search(data)
+        bound = self._executor.operations.get(name[1].decode()) if name is not None else None
+        request = bound.binder.from_request(data) if bound is not None else None
+        if bound is None or request is None:
+            return None, None
+        return {"jsonrpc": "2.0", "id": request[0], "method": bound.operation.name}, request[1]
+
+    async def _call(
+        self, connection: WebSocketConnection, message: Any, arguments: dict[str, Any] | None = None
+    ) -> bytes | None:
+        """The response to one call, None for a notification. `arguments` are those of the operation where they are bound
+        already."""
         call = Call(
             "ws", _request_id(), connection.client_ip, time.perf_counter(),
             caller=connection.principal, socket=connection,
@@ -71,7 +88,7 @@ class Dispatcher:
         try:
             name, params = _parse(message)
             method = name if name in self._executor.operations else "unknown"
-            result = await self._run(connection, call, name, params)
+            result = await self._run(connection, call, name, params, arguments)
             response = b'%s%s,"result":%s}' % (PREFIX, to_json(call_id), result or b"null")
         except DomainError as error:
             code = error.code
@@ -85,7 +102,12 @@ class Dispatcher:
         return None if notification else response
 
     async def _run(
-        self, connection: WebSocketConnection, call: Call, method: str, params: dict[str, Any]
+        self,
+        connection: WebSocketConnection,
+        call: Call,
+        method: str,
+        params: dict[str, Any],
+        arguments: dict[str, Any] | None,
     ) -> bytes | None:
         try:
             await self._admission.admit("ws", call)
@@ -98,7 +120,7 @@ class Dispatcher:
             raise MethodNotFound(method[:100])
 
         async def bind() -> dict[str, Any]:
-            return bound.binder.from_rpc(params)
+            return bound.binder.from_rpc(params) if arguments is None else arguments
 
         return await self._executor.run(bound, call, bind)
 

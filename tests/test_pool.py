@@ -1,0 +1,211 @@
+"""The connection pool on a real PostgreSQL, and how a server starts while PostgreSQL is away."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import asyncpg
+import httpx
+import psutil
+import pytest
+
+from hw_server.db import Database
+from hw_server.embedded import Stack
+from hw_server.errors import Conflict, Unavailable
+from hw_server.observability.metrics import Metrics
+from hw_server.settings import load
+from tests.conftest import Serve, free_port, run_server, run_stack, until
+
+PID = "SELECT pg_backend_pid()"
+REJECTED = "FATAL:  the database system is not accepting connections"
+
+
+@asynccontextmanager
+async def pool(stack: Stack, **settings: str) -> AsyncIterator[Database]:
+    url = stack.environment()["HW_DATABASE__URL"]
+    db = Database(load({"HW_DATABASE__URL": url, **settings}).database, Metrics())
+    yield db
+    await db.stop(timeout=0)
+
+
+async def backend(db: Database) -> int:
+    async with db.read() as connection:
+        return int(await connection.fetchval(PID))
+
+
+async def test_a_served_connection_is_replaced_after_its_age(
+    serve: Serve, database: asyncpg.Connection, token: Callable[[str], str]
+) -> None:
+    with serve(HW_DATABASE__CONNECTION_MAX_AGE="0.5") as running:
+        process = psutil.Process(running.process.pid)
+
+        async def backends() -> set[int]:
+            ports = [connection.laddr.port for connection in process.net_connections() if connection.raddr]
+            rows = await database.fetch("SELECT pid FROM pg_stat_activity WHERE client_port = ANY($1)", ports)
+            return {row["pid"] for row in rows}
+
+        async with running.client(token("alice")) as client:
+
+            async def used() -> set[int]:
+                assert (await client.get("/api/authors")).status_code == 200
+                return await backends()
+
+            first = await until(used)
+
+            async def replaced() -> bool:
+                return first.isdisjoint(await used())
+
+            await until(replaced)
+
+
+async def test_a_connection_expires_in_use_and_is_closed_when_released(
+    stack: Stack, database: asyncpg.Connection
+) -> None:
+    async with pool(stack, HW_DATABASE__CONNECTION_MAX_AGE="0.2") as db:
+        async with db.write() as connection:
+            pid = await connection.fetchval(PID)
+            await connection.execute("SELECT pg_sleep(0.5)")
+            assert await connection.fetchval(PID) == pid
+
+        async def gone() -> bool:
+            return not await database.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid)
+
+        await until(gone)
+        assert await backend(db) != pid
+
+
+async def test_an_idle_connection_that_expired_is_not_acquired(stack: Stack) -> None:
+    async with pool(stack, HW_DATABASE__CONNECTION_MAX_AGE="0.5") as db:
+        first = await backend(db)
+        await asyncio.sleep(0.6)
+        assert await backend(db) != first
+
+
+async def insert_twice(db: Database) -> None:
+    async with db.write() as connection:
+        await connection.execute("CREATE TEMP TABLE once (id int UNIQUE) ON COMMIT DROP")
+        await connection.execute("INSERT INTO once VALUES (1), (1)")
+
+
+async def test_a_young_connection_is_used_again_after_a_refused_statement(stack: Stack) -> None:
+    async with pool(stack) as db:
+        first = await backend(db)
+        with pytest.raises(Conflict):
+            await insert_twice(db)
+        assert await backend(db) == first
+
+
+async def test_a_connection_in_an_unknown_state_is_not_acquired_again(stack: Stack) -> None:
+    async with pool(stack) as db:
+        first = await backend(db)
+        with suppress(KeyError):
+            async with db.read():
+                raise KeyError
+        assert await backend(db) != first
+
+
+async def test_no_more_connections_than_the_pool_holds(stack: Stack) -> None:
+    async with pool(stack, HW_DATABASE__POOL_MAX="3") as db:
+        assert len(set(await asyncio.gather(*(backend(db) for _ in range(50))))) <= 3
+
+
+async def test_a_cancelled_waiter_leaves_its_turn_to_the_next(stack: Stack) -> None:
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        with suppress(KeyError):
+            async with db.read():
+                first, second = asyncio.create_task(backend(db)), asyncio.create_task(backend(db))
+                await asyncio.sleep(0)  # both wait
+                raise KeyError
+        first.cancel()  # woken already, but it did not run yet
+        assert await asyncio.wait_for(second, 20)
+
+
+async def test_a_stopped_pool_refuses_those_who_wait(stack: Stack) -> None:
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db, db.read():
+        waiting = [asyncio.create_task(backend(db)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await db.stop(timeout=0)
+        answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
+    assert [type(answer) for answer in answers] == [Unavailable] * 3
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[Stack]:
+    """A stack of its own, as PostgreSQL is stopped."""
+    with run_stack() as stack:
+        yield stack
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def start_as_standby_then_promote(stack: Stack, app_port: int) -> None:
+    """Once the application listens, starts a PostgreSQL that rejects connections, and promotes it after it did."""
+    await until(lambda: listens(app_port))
+    postgresql = stack.processes["postgresql"]
+    data = Path(postgresql.service.command[postgresql.service.command.index("-D") + 1])
+    postgresql.service.command += ["-c", "hot_standby=off"]
+    (data / "standby.signal").touch()
+    before = postgresql.log.read_text().count(REJECTED)
+    postgresql.start()
+    await until(lambda: postgresql.log.read_text().count(REJECTED) > before)
+    (data / "promote").touch()
+    assert postgresql.pid is not None
+    os.kill(postgresql.pid, signal.SIGUSR1)
+
+
+def test_a_server_waits_for_postgresql_to_accept_connections(other: Stack, tmp_path: Path) -> None:
+    other.processes["postgresql"].stop()
+    environment = {**other.environment(), "HW_HTTP__PORT": str(free_port())}
+    starting = start_as_standby_then_promote(other, int(environment["HW_HTTP__PORT"]))
+    with ThreadPoolExecutor(1) as helper:
+        promoted = helper.submit(asyncio.run, starting)
+        with run_server(environment, tmp_path) as running:
+            promoted.result()
+            assert httpx.get(f"{running.url}/health").json()["status"] == "ok"
+
+
+def start_in_vain(stack: Stack, **settings: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
+    environment = {**clean, **stack.environment(), "HW_HTTP__PORT": str(free_port()), **settings}
+    command = [sys.executable, "-m", "hw_server.cli", "serve"]
+    # Shorter than the wait for a PostgreSQL that is away.
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=45)
+
+
+def test_a_wrong_password_ends_the_start(stack: Stack) -> None:
+    told = start_in_vain(stack, HW_DATABASE__PASSWORD="wrong")
+    line = 'migrations failed: password authentication failed for user "hw"\n'
+    assert (told.returncode, told.stderr) == (1, line)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "line"),
+    [
+        ("CREATE TABLE authors ()", 'relation "authors" already exists'),
+        (
+            "CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version VALUES ('newer')",
+            "Can't locate revision identified by 'newer'",
+        ),
+    ],
+)
+async def test_a_broken_migration_ends_the_start(stack: Stack, prepare: str, line: str) -> None:
+    url = f"postgresql://postgres:postgres@127.0.0.1:{stack.ports.postgres}"
+    server = await asyncpg.connect(f"{url}/postgres")
+    await server.execute("DROP DATABASE IF EXISTS broken WITH (FORCE)")
+    await server.execute("CREATE DATABASE broken")
+    await server.close()
+    broken = await asyncpg.connect(f"{url}/broken")
+    await broken.execute(prepare)
+    await broken.close()
+    told = await asyncio.to_thread(start_in_vain, stack, HW_DATABASE__URL=f"{url}/broken")
+    assert (told.returncode, told.stderr) == (1, f"migrations failed: {line}\n")
