@@ -38,6 +38,8 @@ def test_links_and_paths_lead_somewhere(name: str) -> None:
         }
     for path in re.findall(rf"`(?!docker/secrets)((?:{ROOTS})/[\w/.-]*)`", text):
         assert (PROJECT / path).exists(), path
+    for path in re.findall(r'ARGS="(tests/[\w/.-]+)', text):
+        assert (PROJECT / path).exists(), path
     for path in re.findall(r"`([\w/.-]+\.(?:py|md|toml|yaml))`", text):
         # A module of the server, a file of the folder that a document tells of, or of a feature yet to be written.
         places = (PROJECT, PROJECT / "src/hw_server", PROJECT / "src/hw_server/authors")
