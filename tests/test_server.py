@@ -142,6 +142,21 @@ async def test_a_dead_worker_is_replaced(serve: Serve) -> None:
         await until(lambda: workers_counted(running, 2))
 
 
+async def test_workers_that_crash_without_end_end_the_server(serve: Serve) -> None:
+    async with two_workers(serve) as (running, _):
+        parent = psutil.Process(running.process.pid)
+
+        def ended() -> bool:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for worker in parent.children():
+                    worker.kill()
+            return running.process.poll() is not None
+
+        await until(ended, 60)
+    assert running.process.returncode == 1
+    assert len([line for line in running.log() if line["event"] == "workers_crash_looping"]) == 1
+
+
 async def test_no_worker_outlives_its_parent(serve: Serve) -> None:
     async with two_workers(serve) as (running, workers):
         running.process.kill()
