@@ -1,8 +1,9 @@
 """What clients may send over the socket: an error or a named close, never a hanging socket."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -79,6 +80,44 @@ async def test_a_message_too_big_closes(server: Running, token: Token) -> None:
         await socket.raw.send("x" * 300_000)
         code, _ = await socket.closed()
     assert code == 1009
+
+
+async def test_a_message_in_pieces_is_one_message(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        frame = json.dumps({"jsonrpc": "2.0", "id": 7, "method": "notes.tagged", "params": {"tags": ["\N{SNOWMAN}"]}})
+
+        async def pieces() -> AsyncIterator[str]:
+            yield frame[:20]
+            await (await socket.raw.ping())  # answered in the middle of the message
+            yield frame[20:-6]
+            yield frame[-6:]
+
+        await socket.raw.send(pieces())
+        response = await socket.read()
+        assert (response["id"], response["result"]["items"]) == (7, [])
+        assert (await socket.call("ping"))["result"] == "pong"
+
+
+async def test_pieces_that_are_too_big_together_close(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        with contextlib.suppress(websockets.ConnectionClosed):
+            await socket.raw.send(["x" * 100_000] * 3)
+        assert (await socket.closed())[0] == 1009
+
+
+async def test_a_process_holds_only_so_many_sockets(serve: Serve, token: Token) -> None:
+    with serve(HW_WS__MAX_CONNECTIONS="2") as running:
+        async with running.socket(token("alice")), running.socket() as second:
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                async with running.socket(token("bob")):
+                    pass
+            await second.raw.close()
+            response = refused.value.response
+            assert (response.status_code, json.loads(response.body or b"")["code"]) == (503, "unavailable")
+            await until(lambda: ended(running, "closed_by_client"))
+            async with running.socket(token("bob")) as third:
+                assert (await third.call("me.get"))["result"]["username"] == "bob"
+        assert await ended(running, "unavailable") == 1
 
 
 async def test_no_sign_in_closes(serve: Serve) -> None:

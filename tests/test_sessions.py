@@ -102,6 +102,20 @@ async def test_a_socket_asks_while_the_feed_is_broken(guarded: Running, provider
             assert await socket.closed() == (4403, "session_revoked")
 
 
+@pytest.mark.parametrize(("mode", "status"), [("open", 200), ("closed", 503)])
+async def test_without_redis_the_setting_decides(serve: Serve, provider: Provider, mode: str, status: int) -> None:
+    """Whether a session is trusted that nobody can be asked about."""
+    settings = {"HW_REDIS__URL": "redis://127.0.0.1:1", "HW_OIDC__ON_REDIS_DOWN": mode}
+    with serve(**provider.settings(), **settings) as running:
+        async with running.client(provider.token()) as client:
+            responses = [await client.get("/api/me") for _ in range(3)]
+            assert (await client.get("/api/notes/count")).status_code == status
+        async with running.socket() as socket:
+            signed_in = await socket.call("session.authenticate", token=provider.token())
+    assert {response.status_code for response in responses} == {status}
+    assert signed_in.get("error", {}).get("code") == (-32053 if status == 503 else None)
+
+
 def feed_breaks(running: Running) -> int:
     return sum(line["event"] == "revocation_feed_broken" for line in running.log())
 
