@@ -21,9 +21,9 @@ Token = Callable[[str], str]
 
 
 async def rows(client: httpx.AsyncClient, **filters: object) -> list[dict[str, object]]:
-    answer = await client.get("/api/audit-logs", params=filters)
-    assert answer.status_code == 200, answer.text
-    items: list[dict[str, object]] = answer.json()["items"]
+    response = await client.get("/api/audit-logs", params=filters)
+    assert response.status_code == 200, response.text
+    items: list[dict[str, object]] = response.json()["items"]
     return items
 
 
@@ -53,8 +53,8 @@ async def test_other_requests_follow(
     outcome: str, status: int, error: str | None,
 ) -> None:  # fmt: skip
     async with server.client(user and token(user)) as client:
-        answer = await client.request(method, path)
-    [row] = await until(lambda: rows(dave, request_id=answer.headers["x-request-id"]))
+        response = await client.request(method, path)
+    [row] = await until(lambda: rows(dave, request_id=response.headers["x-request-id"]))
     assert (row["user_id"], row["outcome"], row["status"], row["error"]) == (user, outcome, status, error)
 
 
@@ -179,9 +179,9 @@ async def test_one_row(dave: httpx.AsyncClient, alice: httpx.AsyncClient) -> Non
 
 async def test_exports_lines(alice: httpx.AsyncClient, dave: httpx.AsyncClient) -> None:
     made = (await alice.post("/api/notes", json={"title": str(uuid.uuid4())})).json()
-    answer = await dave.get("/api/audit-logs/export", params={"resource": f"notes/{made['id']}"})
-    assert answer.headers["content-type"] == "application/x-ndjson"
-    assert [json.loads(line)["action"] for line in answer.text.splitlines()] == ["notes.create"]
+    response = await dave.get("/api/audit-logs/export", params={"resource": f"notes/{made['id']}"})
+    assert response.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line)["action"] for line in response.text.splitlines()] == ["notes.create"]
 
 
 @pytest.fixture
