@@ -54,20 +54,22 @@ def test_commands_exist(name: str) -> None:
     assert set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.M)) <= {(t, "") for t in targets} | {
         ("", t) for t in targets
     }
-    told = subprocess.run([sys.executable, "-m", "hw_server.cli", "--help"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "hw_server.cli", "--help"], capture_output=True, text=True, check=True
+    )
     for command in re.findall(r"\bhw ([a-z]+)\b", "".join(re.findall(r"`[^`]+`", text))):
-        assert re.search(rf"│ {command} ", told.stdout), command
+        assert re.search(rf"│ {command} ", result.stdout), command
 
 
 def test_every_setting_is_listed() -> None:
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "hw_server.cli", "config", "show", "--json"],
         capture_output=True, text=True, check=True, env={},
     )  # fmt: skip
     listed = (PROJECT / "docs/settings.md").read_text()
     for name, value in PRODUCTION_DEFAULTS.items():
         assert f"| `{variable_of(name)}` | `{value}` |\n" in listed
-    for item in json.loads(told.stdout):
+    for item in json.loads(result.stdout):
         default = f"`{item['value']}`" if item["value"] else ""
         assert f"| `{item['variable']}` | {default} | {item['description']} |" in listed
 

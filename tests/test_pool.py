@@ -54,7 +54,7 @@ async def test_a_served_connection_is_replaced_after_its_age(
         async with running.client(token("alice")) as client:
 
             async def used() -> set[int]:
-                assert (await client.get("/api/authors")).status_code == 200
+                assert (await client.get("/api/notes")).status_code == 200
                 return await backends()
 
             first = await until(used)
@@ -183,15 +183,15 @@ def start_in_vain(stack: Stack, **settings: str) -> subprocess.CompletedProcess[
 
 
 def test_a_wrong_password_ends_the_start(stack: Stack) -> None:
-    told = start_in_vain(stack, HW_DATABASE__PASSWORD="wrong")
+    result = start_in_vain(stack, HW_DATABASE__PASSWORD="wrong")
     line = 'migrations failed: password authentication failed for user "hw"\n'
-    assert (told.returncode, told.stderr) == (1, line)
+    assert (result.returncode, result.stderr) == (1, line)
 
 
 @pytest.mark.parametrize(
     ("prepare", "line"),
     [
-        ("CREATE TABLE authors ()", 'relation "authors" already exists'),
+        ("CREATE TABLE user_actions ()", 'relation "user_actions" already exists'),
         (
             "CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version VALUES ('newer')",
             "Can't locate revision identified by 'newer'",
@@ -207,5 +207,5 @@ async def test_a_broken_migration_ends_the_start(stack: Stack, prepare: str, lin
     broken = await asyncpg.connect(f"{url}/broken")
     await broken.execute(prepare)
     await broken.close()
-    told = await asyncio.to_thread(start_in_vain, stack, HW_DATABASE__URL=f"{url}/broken")
-    assert (told.returncode, told.stderr) == (1, f"migrations failed: {line}\n")
+    result = await asyncio.to_thread(start_in_vain, stack, HW_DATABASE__URL=f"{url}/broken")
+    assert (result.returncode, result.stderr) == (1, f"migrations failed: {line}\n")
