@@ -152,8 +152,8 @@ async def start_as_standby_then_promote(stack: Stack, app_port: int) -> None:
     """Once the application listens, starts a PostgreSQL that rejects connections, and promotes it after it did."""
     await until(lambda: listens(app_port))
     postgresql = stack.processes["postgresql"]
-    data = Path(postgresql.service.command[postgresql.service.command.index("-D") + 1])
-    postgresql.service.command += ["-c", "hot_standby=off"]
+    data = Path(postgresql.spec.command[postgresql.spec.command.index("-D") + 1])
+    postgresql.spec.command += ["-c", "hot_standby=off"]
     (data / "standby.signal").touch()
     before = postgresql.log.read_text().count(REJECTED)
     postgresql.start()
