@@ -8,7 +8,8 @@ from hw_server.operations.executor import BoundOperation, Executor, authorize
 from hw_server.operations.feature import Feature, Seed, load_features
 from hw_server.operations.fields import Id, Line, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
-from hw_server.operations.pagination import CountCache, Cursor, Page, PageQuery
+from hw_server.operations.pagination import CountCache, CursorQuery, Page, PageQuery
+from hw_server.operations.sorting import Sort
 
 __all__ = [
     "SIGNED_IN",
@@ -18,7 +19,7 @@ __all__ = [
     "BoundOperation",
     "Call",
     "CountCache",
-    "Cursor",
+    "CursorQuery",
     "Deadlines",
     "Executor",
     "Feature",
@@ -32,6 +33,7 @@ __all__ = [
     "Read",
     "Seed",
     "Socket",
+    "Sort",
     "Text",
     "Write",
     "action_row",
