@@ -5,7 +5,7 @@ from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, Operation, Operations
 from hw_server.operations.executor import BoundOperation, Executor, authorize
-from hw_server.operations.feature import Feature, Seed, load_features
+from hw_server.operations.feature import Feature, Reference, Seed, load_features
 from hw_server.operations.fields import Id, Line, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
 from hw_server.operations.pagination import CountCache, CursorQuery, Page, PageQuery
@@ -31,6 +31,7 @@ __all__ = [
     "PageQuery",
     "Provided",
     "Read",
+    "Reference",
     "Seed",
     "Socket",
     "Sort",
