@@ -54,7 +54,7 @@ async def test_a_served_connection_is_replaced_after_its_age(
         async with running.client(token("alice")) as client:
 
             async def used() -> set[int]:
-                assert (await client.get("/api/authors")).status_code == 200
+                assert (await client.get("/api/notes")).status_code == 200
                 return await backends()
 
             first = await until(used)
