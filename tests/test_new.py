@@ -79,7 +79,7 @@ async def test_it_answers_over_both_protocols(books: Running, provider: Provider
         assert (row["outcome"], row["status"], row["request_id"]) == ("success", 201, made.headers["x-request-id"])
     metrics = await books.metrics()
     assert metrics['http_requests_total{method="POST",route="/api/chapters",status="201"}'] == 1
-    assert metrics['ws_rpc_duration_seconds_count{code="0",method="books.create"}'] == 1
+    assert metrics['ws_rpc_duration_seconds_count{code="ok",method="books.create"}'] == 1
 
 
 async def test_it_goes_again_and_all_is_green_after_each_step(
