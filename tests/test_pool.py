@@ -152,8 +152,8 @@ async def start_as_standby_then_promote(stack: Stack, app_port: int) -> None:
     """Once the application listens, starts a PostgreSQL that rejects connections, and promotes it after it did."""
     await until(lambda: listens(app_port))
     postgresql = stack.processes["postgresql"]
-    data = Path(postgresql.service.command[postgresql.service.command.index("-D") + 1])
-    postgresql.service.command += ["-c", "hot_standby=off"]
+    data = Path(postgresql.spec.command[postgresql.spec.command.index("-D") + 1])
+    postgresql.spec.command += ["-c", "hot_standby=off"]
     (data / "standby.signal").touch()
     before = postgresql.log.read_text().count(REJECTED)
     postgresql.start()
@@ -183,15 +183,15 @@ def start_in_vain(stack: Stack, **settings: str) -> subprocess.CompletedProcess[
 
 
 def test_a_wrong_password_ends_the_start(stack: Stack) -> None:
-    told = start_in_vain(stack, HW_DATABASE__PASSWORD="wrong")
+    result = start_in_vain(stack, HW_DATABASE__PASSWORD="wrong")
     line = 'migrations failed: password authentication failed for user "hw"\n'
-    assert (told.returncode, told.stderr) == (1, line)
+    assert (result.returncode, result.stderr) == (1, line)
 
 
 @pytest.mark.parametrize(
     ("prepare", "line"),
     [
-        ("CREATE TABLE authors ()", 'relation "authors" already exists'),
+        ("CREATE TABLE user_actions ()", 'relation "user_actions" already exists'),
         (
             "CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version VALUES ('newer')",
             "Can't locate revision identified by 'newer'",
@@ -207,5 +207,5 @@ async def test_a_broken_migration_ends_the_start(stack: Stack, prepare: str, lin
     broken = await asyncpg.connect(f"{url}/broken")
     await broken.execute(prepare)
     await broken.close()
-    told = await asyncio.to_thread(start_in_vain, stack, HW_DATABASE__URL=f"{url}/broken")
-    assert (told.returncode, told.stderr) == (1, f"migrations failed: {line}\n")
+    result = await asyncio.to_thread(start_in_vain, stack, HW_DATABASE__URL=f"{url}/broken")
+    assert (result.returncode, result.stderr) == (1, f"migrations failed: {line}\n")
