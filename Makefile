@@ -27,7 +27,7 @@ status: venv ## Show every process
 clean: venv ## Stop everything and remove the data (asks first)
 	@$(HW) clean
 
-test: venv ## Run all tests (ARGS="tests/test_authors.py -k create")
+test: venv ## Run all tests (ARGS="tests/authors -k create")
 	@$(BIN)/$(if $(COVERAGE),coverage run,python) -m pytest -n 2 --dist loadfile $(ARGS)
 
 coverage: venv ## Run all tests and report the branches of src/hw_server that none takes

@@ -248,7 +248,8 @@ async def dave(server: Running, token: Callable[[str], str]) -> AsyncIterator[ht
 
 
 @pytest.fixture
-async def database(stack: Stack) -> AsyncIterator[asyncpg.Connection]:
+async def database(stack: Stack, server: Running) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of our own; the server has applied the migrations."""
     connection = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
     yield connection
     await connection.close()

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from hw_server.cli.project import Project
 from tests.conftest import PROJECT
 
 IGNORED = shutil.ignore_patterns(".git", ".venv", ".hw", "__pycache__", ".pytest_cache", "*.egg-info")
@@ -34,6 +35,23 @@ class Copy:
     @classmethod
     def of_project(cls, folder: Path) -> "Copy":
         return cls.of(PROJECT, folder)
+
+    @classmethod
+    def fresh(cls, folder: Path) -> "Copy":
+        """With authors, and without the names that tests take."""
+        copy = cls.of_project(folder)
+        for name in ("people", "loan_cards", "chapters", "books"):
+            copy.remove(name)
+        if "authors" not in Project(copy.root).resources():
+            copy.hw("new resource authors")
+        return copy
+
+    def remove(self, name: str, *options: str) -> None:
+        """Takes a resource out, where there is one, and those that refer to it."""
+        if name in Project(self.root).resources():
+            for other in Project(self.root).referring(name):
+                self.remove(other, *options)
+            self.hw(f"remove resource {name}", *options)
 
     @property
     def path(self) -> str:

@@ -141,3 +141,47 @@ async def test_filters(alice: httpx.AsyncClient, shelf: str) -> None:
     query = {"title": shelf.upper(), "due_from": "2010-01-01", "due_to": "2030-01-01"}
     notes = (await alice.get("/api/notes", params=query)).json()["items"]
     assert [note["due"][:4] for note in notes] == ["2010", "2020", "2030"]
+
+
+@pytest.fixture
+async def tagged(alice: httpx.AsyncClient) -> AsyncIterator[tuple[str, str]]:
+    """Two tags, and three notes: one with the first, one with the second, one with both."""
+    first, second = uuid.uuid4().hex, uuid.uuid4().hex
+    made = []
+    for text in (f"#{first}", f"#{second}", f"#{first} #{second}"):
+        made.append((await alice.post("/api/notes", json={"title": str(uuid.uuid4()), "text": text})).json()["id"])
+    yield first, second
+    for note in made:
+        await alice.delete(f"/api/notes/{note}")
+
+
+async def test_a_query_has_a_list(
+    server: Running, token: Token, alice: httpx.AsyncClient, tagged: tuple[str, str]
+) -> None:
+    first, second = tagged
+    async with server.socket(token("alice")) as socket:
+        for tags, count in (([first], 2), ([second], 2), ([first, second], 1)):
+            page = (await alice.get("/api/notes/tagged", params={"tags": tags})).json()
+            assert len(page["items"]) == count
+            assert (await socket.call("notes.tagged", tags=tags))["result"] == page
+
+
+@pytest.mark.parametrize(
+    ("query", "fields"),
+    [
+        ("", ["tags"]),
+        ("?tags=a&tags=b&tags=c&tags=d", ["tags"]),
+        ("?tags=a&tags=%00", ["tags.1"]),
+        ("?tag=a", ["tags", "tag"]),
+    ],
+)
+async def test_a_bad_list_is_named(alice: httpx.AsyncClient, query: str, fields: list[str]) -> None:
+    response = await alice.get(f"/api/notes/tagged{query}")
+    assert response.status_code == 422
+    assert [problem["field"] for problem in response.json()["errors"]] == fields
+
+
+async def test_a_list_of_a_call_is_a_list(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        for tags in ("a", [1], {"0": "a"}, None):
+            assert (await socket.call("notes.tagged", tags=tags))["error"]["code"] == -32602

@@ -8,6 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from hw_server.cli.project import Project
 from hw_server.embedded import Stack
 from hw_server.embedded.users import USERS
 from tests.conftest import Running, free_port, run_server, run_stack
@@ -20,13 +21,13 @@ ROLES = [*USERS["dave"], "books:read", "books:write", "chapters:read", "chapters
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Copy:
-    return Copy.of_project(tmp_path_factory.mktemp("untouched"))
+    return Copy.fresh(tmp_path_factory.mktemp("untouched"))
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     """Books of authors, and chapters of books."""
-    copy = Copy.of_project(tmp_path_factory.mktemp("written"))
+    copy = Copy.fresh(tmp_path_factory.mktemp("written"))
     copy.hw("new resource books --belongs-to authors")
     copy.hw("new resource chapters --belongs-to books")
     return copy
@@ -129,10 +130,10 @@ REFUSED = {
     "new resource operations": "taken by src/hw_server/operations",
     "new resource notes": "taken by tests/notes",
     "new resource user_actions": "the table user_actions exists",
-    "new resource books --belongs-to nosuch": "there are: authors",
-    "new resource books --belongs-to audit": "there are: authors",
-    "remove resource audit": "there are: authors",
-    "remove resource nosuch": "there are: authors",
+    "new resource books --belongs-to nosuch": "there are: ",
+    "new resource books --belongs-to audit": "there are: ",
+    "remove resource audit": "there are: ",
+    "remove resource nosuch": "there are: ",
 }
 
 
@@ -160,4 +161,4 @@ def test_names_are_completed(untouched: Copy, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("_HW_COMPLETE", "complete_bash")
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
-        assert untouched.run("hw").stdout.split() == ["authors"]
+        assert untouched.run("hw").stdout.split() == Project(untouched.root).resources()

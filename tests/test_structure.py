@@ -36,8 +36,10 @@ def test_importing_opens_nothing_and_reads_no_setting() -> None:
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     """A copy of the project without the example: what a team has that has no use for it."""
+    if not (PACKAGE / "authors").exists():
+        pytest.skip("there is no example any more")
     copy = Copy.of_project(tmp_path_factory.mktemp("bare"))
-    copy.hw("remove resource authors --migration delete")
+    copy.remove("authors", "--migration", "delete")
     return copy
 
 
@@ -48,7 +50,7 @@ def test_all_is_well_without_the_example(bare: Copy, name: str) -> None:
 
 def test_tests_pass_without_the_example(bare: Copy) -> None:
     files = "tests/test_structure.py tests/test_lists.py tests/test_operations.py tests/test_tokens.py"
-    result = bare.run(f"pytest -q -k not(without_the_example) {files}")
+    result = bare.run(f"pytest -q {files}")
     assert result.returncode == 0, result.stdout + result.stderr
 
 

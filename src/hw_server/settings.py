@@ -69,8 +69,10 @@ class HttpSettings(Group):
         description="Host names answered, comma separated; empty answers any. `*.example.org` matches subdomains.",
     )
     cors_origins: Names = Field((), description="Browser origins allowed to call the API, comma separated.")
-    header_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the head of a request, seconds.")
-    max_header_bytes: int = Field(65_536, ge=1024, description="Largest head of a request that comes in pieces, bytes.")
+    header_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the headers of a request, seconds.")
+    max_header_bytes: int = Field(
+        65_536, ge=1024, description="Largest headers of a request that come in several segments, bytes."
+    )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, bytes.")
     request_timeout: float = Field(10.0, gt=0, le=300, description="Longest time for one operation, seconds.")
     drain_delay: float = Field(

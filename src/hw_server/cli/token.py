@@ -47,7 +47,7 @@ def token(
         endpoint = discovered["token_endpoint"].replace(settings.oidc.issuer, base, 1)
         response = httpx.post(endpoint, data=form, timeout=10, trust_env=proxied)
     except (httpx.HTTPError, ValueError, KeyError):
-        typer.echo(f"the identity provider at {base} does not response; start it with `make up`", err=True)
+        typer.echo(f"the identity provider at {base} does not answer; start it with `make up`", err=True)
         raise typer.Exit(1) from None
     if response.status_code != 200:
         reason = (

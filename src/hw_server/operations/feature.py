@@ -45,8 +45,7 @@ class Feature:
     provides: parts that operations of any feature may be given (`Provided[T]`), by type, each with what constructs it.
     services: what constructs its background work; services start in the order of the features and stop in reverse.
     seed: rows for development.
-    exempt: paths of its router that no rate limit counts and no caller is looked for on, because something else lets in
-    one sender alone.
+    exempt: paths of its router without authentication and rate limit; the route itself must verify who calls.
     """
 
     name: str
