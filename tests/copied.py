@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hw_server.cli.project import Project
@@ -26,6 +26,7 @@ CHECKS = {
 @dataclass(frozen=True)
 class Copy:
     root: Path
+    settings: dict[str, str] = field(default_factory=dict)  # of the commands run in it
 
     @classmethod
     def of(cls, source: Path, folder: Path) -> "Copy":
@@ -61,7 +62,7 @@ class Copy:
     def run(self, command: str, *more: str) -> subprocess.CompletedProcess[str]:
         program, *arguments = command.split()
         # A worker number of its own, and so ports of its own.
-        environment = {**os.environ, "PYTHONPATH": self.path, "PYTEST_XDIST_WORKER": "gw9"}
+        environment = {**os.environ, "PYTHONPATH": self.path, "PYTEST_XDIST_WORKER": "gw9", **self.settings}
         if program == "hw":  # the installed script, like any other, is the environment's: it takes the copy's package
             environment["HWSTATE"] = str(self.root / ".hw")
         return subprocess.run(

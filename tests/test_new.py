@@ -162,3 +162,10 @@ def test_names_are_completed(untouched: Copy, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
         assert untouched.run("hw").stdout.split() == Project(untouched.root).resources()
+
+
+@pytest.mark.parametrize(
+    "command", ["new", "new resource", "remove", "remove resource", "migrate merge", "migrate stamp"]
+)
+def test_each_command_explains_itself(untouched: Copy, command: str) -> None:
+    assert f"Usage: hw {command}" in untouched.hw(f"{command} --help")
