@@ -39,10 +39,11 @@ class Copy:
 
     @classmethod
     def fresh(cls, folder: Path) -> "Copy":
-        """With authors, and without the names that tests take."""
+        """With the example alone, whatever resources the project has."""
         copy = cls.of_project(folder)
-        for name in ("people", "loan_cards", "chapters", "books"):
-            copy.remove(name)
+        for name in Project(copy.root).resources():
+            if name != "authors":
+                copy.remove(name)
         if "authors" not in Project(copy.root).resources():
             copy.hw("new resource authors")
         return copy

@@ -1,5 +1,6 @@
 """`hw new resource` and `hw remove resource`, in a copy of the project: green at once, and after each step back."""
 
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +12,7 @@ import pytest
 from hw_server.cli.project import Project
 from hw_server.embedded import Stack
 from hw_server.embedded.users import USERS
-from tests.conftest import Running, free_port, run_server, run_stack
+from tests.conftest import PROJECT, Running, free_port, run_server, run_stack
 from tests.copied import CHECKS, Copy
 from tests.provider import Provider
 
@@ -169,3 +170,27 @@ def test_names_are_completed(untouched: Copy, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_each_command_explains_itself(untouched: Copy, command: str) -> None:
     assert f"Usage: hw {command}" in untouched.hw(f"{command} --help")
+
+
+def blocks(mark: str) -> list[tuple[list[str], str]]:
+    """The paths and the text of the blocks of the document that have a mark."""
+    document = (PROJECT / "docs/adding-a-resource.md").read_text()
+    found = re.findall(rf'^```\w+ {mark}="(.+?)"\n(.*?)^```$', document, re.M | re.S)
+    return [(paths.split(), text) for paths, text in found]
+
+
+def numbered(text: str) -> str:
+    """Numbers of migrations are of the day."""
+    return re.sub(r"\b\d{12}(?=[\"_])", "202600000000", text)
+
+
+def test_the_document_shows_what_is_written(untouched: Copy, tmp_path: Path) -> None:
+    copy = Copy.of(untouched.root, tmp_path)
+    told = [line.split() for line in copy.hw("new resource books --belongs-to authors").splitlines() if line]
+    shown = {numbered(path): numbered(text) for [path], text in blocks("title")}
+    written = {path for state, path, *_ in told if state == "new" and not path.endswith("tests/books/__init__.py")}
+    assert {numbered(path): numbered((copy.root / path).read_text()) for path in written} == shown
+    changed = {path for state, path, *_ in told if state == "changed"}
+    assert changed == {path for paths, _ in blocks("in") for path in paths}
+    for paths, text in blocks("in"):
+        assert all(text in (copy.root / path).read_text() for path in paths), text
