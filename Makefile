@@ -41,7 +41,8 @@ bench: venv ## Measure against a floor in the same run
 check: lint types test ## Check all that continuous integration checks, but the container stack
 
 lint: venv ## Check the style and the direction of imports
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(HW) migrate check >/dev/null
+	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
 
 types: venv ## Check the types
 	@$(BIN)/mypy

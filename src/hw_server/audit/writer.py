@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 COLUMNS = AuditRow._fields
 INSERT = (
-    f"INSERT INTO user_actions ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"
+    f"INSERT INTO user_actions ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"  # noqa: S608
 )
 
 

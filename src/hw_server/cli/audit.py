@@ -57,7 +57,7 @@ async def _print(filters: object, limit: int) -> None:
     db = Database(settings_or_exit(running_environment()).database, Metrics())
     try:
         async with db.read() as connection:
-            for entry in await repository.page(connection, filters, None, limit):
+            for entry in await repository.newest(connection, filters, limit):
                 typer.echo(entry.model_dump_json())
     except Unavailable as error:
         typer.echo(f"{error.detail}; check database.url with `hw config show`", err=True)

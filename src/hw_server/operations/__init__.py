@@ -6,10 +6,11 @@ from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, Operation, Operations
 from hw_server.operations.events import Events
 from hw_server.operations.executor import BoundOperation, Executor, authorize
-from hw_server.operations.feature import Feature, Seed, load_features
+from hw_server.operations.feature import Feature, Reference, Seed, load_features
 from hw_server.operations.fields import Id, Line, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
-from hw_server.operations.pagination import CountCache, Cursor, Page, PageQuery
+from hw_server.operations.pagination import CountCache, CursorQuery, Page, PageQuery
+from hw_server.operations.sorting import Sort
 from hw_server.operations.topic import History, Topic
 
 __all__ = [
@@ -20,7 +21,7 @@ __all__ = [
     "BoundOperation",
     "Call",
     "CountCache",
-    "Cursor",
+    "CursorQuery",
     "Deadlines",
     "Events",
     "Executor",
@@ -34,8 +35,10 @@ __all__ = [
     "PageQuery",
     "Provided",
     "Read",
+    "Reference",
     "Seed",
     "Socket",
+    "Sort",
     "Text",
     "Topic",
     "Write",

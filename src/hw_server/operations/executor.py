@@ -14,7 +14,7 @@ from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, Operation
 from hw_server.operations.events import Events, Outbox
-from hw_server.operations.feature import Feature
+from hw_server.operations.feature import Feature, Reference
 from hw_server.operations.injection import AfterCommit, Context
 from hw_server.operations.signature import read_signature
 from hw_server.runtime.parts import Parts
@@ -25,14 +25,13 @@ log = structlog.get_logger()
 class BoundOperation:
     """An operation with what was read from its signature. `dump` serializes its answer to JSON."""
 
-    __slots__ = ("binder", "conflicts", "dump", "operation", "signature")
+    __slots__ = ("binder", "dump", "operation", "signature")
 
-    def __init__(self, operation: Operation, feature: Feature, parts: Parts) -> None:
+    def __init__(self, operation: Operation, parts: Parts) -> None:
         self.operation = operation
         self.signature = read_signature(operation, parts)
         self.binder = Binder(operation, self.signature)
         self.dump: Callable[[Any], bytes] = TypeAdapter(self.signature.returns).serializer.to_json
-        self.conflicts = feature.conflicts
 
 
 class Executor:
@@ -54,11 +53,16 @@ class Executor:
         self._deadlines = deadlines
         self._queued = frozenset({"queued", "reads"} if record_reads else {"queued"})
         self.operations: dict[str, BoundOperation] = {}
+        self._words: dict[str, str | Reference] = {}
         for feature in features:
+            for constraint, words in feature.conflicts.items():
+                if constraint in self._words:
+                    raise ValueError(f"feature {feature.name}: another feature has words for {constraint}")
+                self._words[constraint] = words
             for operation in feature.operations.declared:
                 if operation.name in self.operations:
                     raise ValueError(f"operation {operation.name} is declared twice")
-                self.operations[operation.name] = BoundOperation(operation, feature, parts)
+                self.operations[operation.name] = BoundOperation(operation, parts)
 
     async def run(
         self, bound: BoundOperation, call: Call, bind: Callable[[], Awaitable[dict[str, Any]]]
@@ -87,7 +91,7 @@ class Executor:
             self._record_failure(operation, call, arguments, late)
             raise late from None
         except DomainError as problem:
-            error = _in_words_of_feature(problem, bound)
+            error = self._in_words(problem)
             self._record_failure(operation, call, arguments, error)
             raise error from None
         except Exception as defect:
@@ -127,6 +131,15 @@ class Executor:
                 await call()
             except Exception as error:
                 log.warning("after_commit_failed", operation=operation.name, error=repr(error)[:200])
+
+    def _in_words(self, error: DomainError) -> DomainError:
+        """A violated constraint in the words of the feature that has it, whichever feature's operation violates it."""
+        if not isinstance(error, Conflict) or (constraint := error.extra.pop("constraint", None)) is None:
+            return error
+        words = self._words.get(constraint)
+        if isinstance(words, Reference):
+            return Conflict(words.used if error.extra.get("referenced") else words.missing)
+        return Conflict(words)
 
     def _record_failure(
         self, operation: Operation, call: Call, arguments: dict[str, Any] | None, error: DomainError
@@ -174,10 +187,3 @@ def _resource(operation: Operation, arguments: dict[str, Any] | None, value: Any
     elif operation.status == 201 and (created := getattr(value, "id", None)) is not None:
         path = f"{path}/{created}"
     return path or None
-
-
-def _in_words_of_feature(error: DomainError, bound: BoundOperation) -> DomainError:
-    """A violated constraint, as the feature names it."""
-    if isinstance(error, Conflict) and (constraint := error.extra.pop("constraint", None)) is not None:
-        return Conflict(bound.conflicts.get(constraint))
-    return error
