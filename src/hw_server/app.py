@@ -20,6 +20,7 @@ from hw_server.db import Database
 from hw_server.health import Health
 from hw_server.health import router as health_router
 from hw_server.http.docs import add_documents, sign_in_scheme
+from hw_server.http.guard import guarded
 from hw_server.http.middleware import (
     AccessLogMiddleware,
     AdmissionMiddleware,
@@ -123,7 +124,7 @@ def create_app(
     # Before the operations, so that a feature's `/things/export` is not taken for `/things/{id}`.
     for feature in features:
         if feature.router is not None:
-            api.include_router(feature.router, prefix="/api")
+            api.include_router(guarded(feature, audit, settings.audit.record_reads), prefix="/api")
     add_operations(api.router, executor, sign_in_scheme())
     api.include_router(health_router)
     add_documents(api, settings.oidc, signing_keys)

@@ -10,6 +10,7 @@ from starlette.staticfiles import StaticFiles
 
 from hw_server.auth.jwks import SigningKeys
 from hw_server.http.addresses import origin
+from hw_server.http.guard import SIGN_IN
 from hw_server.http.problems import problem_schemas
 from hw_server.settings import OidcSettings
 
@@ -20,7 +21,7 @@ DISCOVERY = "/docs/openid-configuration"
 def sign_in_scheme() -> OpenIdConnect:
     return OpenIdConnect(
         openIdConnectUrl=DISCOVERY,
-        scheme_name="sign-in",
+        scheme_name=SIGN_IN,
         description="Sign in at the identity provider (authorization code with PKCE).",
         auto_error=False,
     )

@@ -3,7 +3,7 @@
 from hw_server.operations.audit import AuditRow, AuditTrail, action_row
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
-from hw_server.operations.declaration import SIGNED_IN, Operation, Operations
+from hw_server.operations.declaration import SIGNED_IN, Operation, Operations, role_in_words
 from hw_server.operations.executor import BoundOperation, Executor, authorize
 from hw_server.operations.feature import Feature, Seed, load_features
 from hw_server.operations.fields import Id, Line, Text
@@ -37,4 +37,5 @@ __all__ = [
     "action_row",
     "authorize",
     "load_features",
+    "role_in_words",
 ]
