@@ -29,7 +29,7 @@ def test_up_shows_a_request_that_works(shell: Shell) -> None:
     result = shell.up()
     assert result.returncode == 0, result.stderr
     [command] = [line.strip() for line in result.stdout.splitlines() if line.strip().startswith("curl ")]
-    environment = {**os.environ, "HWSTATE": str(shell.state)}
+    environment = {**os.environ, "HW_STATE": str(shell.state)}
     result = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, cwd=PROJECT, env=environment, check=True
     )
@@ -201,7 +201,7 @@ def test_a_server_alone_needs_no_native_stack(tmp_path: Path) -> None:
     )
     environment = {
         **os.environ,
-        "HWSTATE": str(tmp_path / "none"),
+        "HW_STATE": str(tmp_path / "none"),
         "HW_DATABASE__URL": "postgresql://a:b@127.0.0.1:1/x",
     }
     for command, words in (("migrate status", "database refused"), ("status", "nothing runs"), ("up", "make venv")):
@@ -235,7 +235,7 @@ def test_config_check_names_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_works_from_any_folder(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "HWSTATE"}
+    environment = {name: value for name, value in os.environ.items() if name != "HW_STATE"}
     script = "from hw_server.cli.stack import DEFAULT_STATE; print(DEFAULT_STATE)"
     result = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True

@@ -90,7 +90,7 @@ def create_app(
     executor = Executor(features, parts, db, audit, deadlines, settings.audit.record_reads)
     openrpc.describe(executor.operations.values(), features)
     admission = Admission(authentication, limiter)
-    request_log = RequestLog(settings.log.requests and settings.log.level in ("debug", "info"))
+    request_log = RequestLog(settings.log)
     accounting = Accounting(metrics, request_log)
     dispatcher = Dispatcher(settings.ws, executor, admission, accounting, metrics)
     endpoint = WebSocketEndpoint(settings, hub, dispatcher.handle, metrics, admission, sign_in, audit, accounting)

@@ -20,7 +20,7 @@ def token(
         typer.Argument(help="User name; development users' passwords are their names.", autocompletion=_users),
     ],
     password: Annotated[
-        str | None, typer.Option(help="Password, where it is not the name.", envvar="HWPASSWORD")
+        str | None, typer.Option(help="Password, where it is not the name.", envvar="HW_PASSWORD")
     ] = None,
 ) -> None:
     """Print a fresh access token and nothing else (password grant, for development)."""
@@ -47,7 +47,7 @@ def token(
         endpoint = discovered["token_endpoint"].replace(settings.oidc.issuer, base, 1)
         response = httpx.post(endpoint, data=form, timeout=10, trust_env=proxied)
     except (httpx.HTTPError, ValueError, KeyError):
-        typer.echo(f"the identity provider at {base} does not response; start it with `make up`", err=True)
+        typer.echo(f"the identity provider at {base} does not answer; start it with `make up`", err=True)
         raise typer.Exit(1) from None
     if response.status_code != 200:
         reason = (
