@@ -72,9 +72,9 @@ moved:
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is missing: apt-get install python3, or set PYTHON=..."; exit 1; }
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "$(PYTHON) has no pip: apt-get install python3-pip"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; set PYTHON=..."; exit 1; }
-	@echo "  making the Python environment (half a minute)"
 	@# In a session of its own: pip answers Ctrl-C with a traceback.
 	@trap 'kill -- -$$! 2>/dev/null; printf "\n  interrupted; make venv again goes on\n"; kill -INT $$PPID; exit 0' INT; \
+	echo "  making the Python environment (half a minute)"; \
 	run() { setsid "$$@" & wait $$!; }; \
 	install() { run $(PYTHON) -m pip --python $(BIN)/python install -q --disable-pip-version-check "$$@"; }; \
 	run $(PYTHON) -m venv --without-pip .venv && install --require-hashes -r requirements/dev.txt && \

@@ -124,7 +124,7 @@ def create_app(
     # Before the operations, so that a feature's `/things/export` is not taken for `/things/{id}`.
     for feature in features:
         if feature.router is not None:
-            api.include_router(guarded(feature, audit, settings.audit.record_reads), prefix="/api")
+            api.include_router(guarded(feature, audit, settings.audit.record_reads))
     add_operations(api.router, executor, sign_in_scheme())
     api.include_router(health_router)
     add_documents(api, settings.oidc, signing_keys)

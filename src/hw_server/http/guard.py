@@ -22,8 +22,8 @@ SIGN_IN = "sign-in"  # the name of the security scheme
 
 
 def guarded(feature: Feature, trail: AuditTrail, record_reads: bool) -> APIRouter:
-    """The feature's router with guarded copies of its routes. Raises ValueError for a route that says neither `require(...)`
-    nor `public()`."""
+    """The feature's router with guarded copies of its routes, below `/api`. Raises ValueError for a route that says neither
+    `require(...)` nor `public()`."""
     assert feature.router is not None
     router = copy(feature.router)
     router.routes = [
@@ -53,6 +53,8 @@ def _guarded_route(feature: Feature, route: BaseRoute, trail: AuditTrail, record
     if audit == "reads" and not record_reads:
         audit = "never"
     result = copy(route)
+    # Not by `include_router(prefix=...)`, which leaves it out of what metrics and logs name.
+    result.path = f"/api{path}"
     # Rate limits bound how many rows strangers can cause; nothing does on exempt paths.
     guard = _Guard(route, result.handle, roles, trail, audit, record_failures=path not in feature.exempt)
     result.handle = guard  # type: ignore[method-assign]
