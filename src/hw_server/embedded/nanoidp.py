@@ -33,17 +33,8 @@ def spec(
     return ProcessSpec(
         name="nanoidp",
         port=port,
-        command=[
-            sys.executable,
-            "-m",
-            "nanoidp",
-            "--config",
-            str(folder),
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ],
+        # By its path, so that a copy of the project runs its own; -P, as `nanoidp` is also the name of this file.
+        command=[sys.executable, "-P", str(Path(__file__).with_name("nanoidp_server.py")), str(folder), str(port)],
         environment={"PATH": os.environ.get("PATH", ""), "PYTHONDONTWRITEBYTECODE": "1"},
         ready=lambda: serves(f"{issuer}/.well-known/openid-configuration"),
         prepare=prepare,

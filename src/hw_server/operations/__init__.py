@@ -6,7 +6,7 @@ from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, Operation, Operations, role_in_words
 from hw_server.operations.executor import BoundOperation, Executor, authorize
 from hw_server.operations.feature import Feature, Seed, load_features
-from hw_server.operations.fields import Id, Line, Text
+from hw_server.operations.fields import Id, Line, Patch, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
 from hw_server.operations.pagination import CountCache, Cursor, Page, PageQuery
 
@@ -28,6 +28,7 @@ __all__ = [
     "Operations",
     "Page",
     "PageQuery",
+    "Patch",
     "Provided",
     "Read",
     "Seed",
