@@ -21,7 +21,7 @@ ROOTS = r"\.ci|\.github|bench|docker|docs|migrations|requirements|src|tests"
 # How the documents show what an operation may be given.
 SHOWN = {
     "read": "`db: Read`", "write": "`db: Write`", "caller": "`caller: Principal`", "call": "`call: Call`",
-    "after_commit": "`after: AfterCommit`", "socket": "`socket: Socket[", "provided": "`x: Provided[T]`",
+    "after_commit": "`after: AfterCommit`", "events": "`events: Events`", "socket": "`socket: Socket[", "provided": "`x: Provided[T]`",
 }  # fmt: skip
 RENAMED = re.compile(r"^\| `(HW_[A-Z_]+)` \| `HW_[A-Z_]+` \|$", re.M)  # old name, present name
 

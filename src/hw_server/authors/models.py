@@ -20,6 +20,13 @@ class Author(BaseModel):
     updated_at: datetime
 
 
+class AuthorEvent(BaseModel):
+    """What subscribers of the topic `authors` get: the author as it is now, or was when it was deleted."""
+
+    action: Literal["created", "updated", "deleted"]
+    author: Author
+
+
 class AuthorCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

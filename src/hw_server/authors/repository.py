@@ -55,8 +55,9 @@ async def update(db: Connection, author_id: int, body: AuthorCreate | AuthorPatc
     return _author(row)
 
 
-async def delete(db: Connection, author_id: int) -> bool:
-    return await db.fetchval("DELETE FROM authors WHERE id = $1 RETURNING true", author_id) is True
+async def delete(db: Connection, author_id: int) -> Author | None:
+    """Returns the author that was deleted."""
+    return _author(await db.fetchrow(f"DELETE FROM authors WHERE id = $1 RETURNING {COLUMNS}", author_id))
 
 
 def _author(row: Any) -> Author | None:

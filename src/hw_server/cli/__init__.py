@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hw_server import __version__
-from hw_server.cli import audit, config, migrate, new, remove, sessions, stack
+from hw_server.cli import audit, config, migrate, new, remove, sessions, stack, topics
 from hw_server.cli.serve import serve
 from hw_server.cli.token import token
 
@@ -30,6 +30,7 @@ app.add_typer(remove.app, name="remove")
 app.add_typer(config.app, name="config")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(audit.app, name="audit")
+app.add_typer(topics.app, name="topics")
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,12 +3,15 @@ otherwise."""
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Any
 
 import asyncpg
 import httpx
@@ -17,45 +20,14 @@ import pytest
 import redis.asyncio as aioredis
 
 from hw_server.embedded import Stack
-from tests.conftest import Running, free_port, run_server, run_stack, sign_in, until
-from tests.follower import Follower
-from tests.notes import environment as notes
+from tests.conftest import Running, until
+from tests.topics.conftest import Start
+from tests.topics.follower import Follower
 
 
 @pytest.fixture(scope="module")
-def fragile() -> Iterator[Stack]:
-    with run_stack() as stack:
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def environment(fragile: Stack) -> dict[str, str]:
-    unlimited = {"HW_RATELIMIT__HTTP_PER_MINUTE": "10000000", "HW_RATELIMIT__WS_PER_MINUTE": "10000000"}
-    return {**fragile.environment(), **notes.SETTINGS, **unlimited, "HW_FEATURES": "tests.rooms:FEATURES"}
-
-
-@contextlib.contextmanager
-def server(environment: dict[str, str], folder: Path) -> Iterator[Running]:
-    own = {"HW_HTTP__PORT": str(free_port()), "HW_AUDIT__SPILL_DIR": str(folder / uuid.uuid4().hex)}
-    with run_server({**environment, **own}, folder) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def one(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with server(environment, tmp_path_factory.mktemp("one")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def two(environment: dict[str, str], one: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with server(environment, tmp_path_factory.mktemp("two")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def alice(fragile: Stack) -> str:
-    return str(sign_in(fragile, "alice")["access_token"])
+def alice(tokens: dict[str, str]) -> str:
+    return tokens["alice"]
 
 
 class Writers:
@@ -179,9 +151,9 @@ async def make_holder(running: Running, environment: dict[str, str], topic: str)
 
 
 async def test_a_killed_relay_is_succeeded(
-    one: Running, two: Running, alice: str, environment: dict[str, str], tmp_path: Path
+    one: Running, two: Running, alice: str, environment: dict[str, str], start: Start
 ) -> None:
-    with server(environment, tmp_path) as third:
+    with start() as third:
         await make_holder(third, environment, "rooms/5")
         async with busy(one, two, alice, 5) as (writers, followers):
             third.process.kill()
@@ -190,9 +162,9 @@ async def test_a_killed_relay_is_succeeded(
 
 
 async def test_a_stopped_relay_does_not_publish_after_its_successor(
-    one: Running, two: Running, alice: str, environment: dict[str, str], tmp_path: Path
+    one: Running, two: Running, alice: str, environment: dict[str, str], start: Start
 ) -> None:
-    with server(environment, tmp_path) as third:
+    with start() as third:
         await make_holder(third, environment, "rooms/6")
         async with busy(one, two, alice, 6) as (writers, followers):
             third.process.send_signal(signal.SIGSTOP)
@@ -229,9 +201,19 @@ async def test_a_refused_event_is_a_dead_letter_and_the_others_go_on(
             await client.post("/api/rooms/9/words", json={"text": "poison"})
             await client.post("/api/rooms/10/words", json={"text": "fine"})
             await until(lambda: follower.texts == ["fine"])
-        connection = await asyncpg.connect(environment["HW_DATABASE__URL"])
-        dead = await until(lambda: connection.fetch("SELECT topic, error FROM topic_dead_letters"), 30)
-        await connection.execute("DELETE FROM topic_dead_letters")
-        await connection.close()
+        [letter] = await until(lambda: dead_letters(environment), 30)
         await redis.delete("hw:topic:history:rooms%2F9")
-    assert [(row["topic"], "WRONGTYPE" in row["error"]) for row in dead] == [("rooms/9", True)]
+    assert (letter["topic"], letter["data"]["text"], "WRONGTYPE" in letter["error"]) == ("rooms/9", "poison", True)
+    async with Follower(two, alice, "rooms/9") as follower:
+        assert hw(environment, "retry", str(letter["id"])) == "it is in the outbox again\n"
+        await until(lambda: follower.texts == ["poison"])
+    assert dead_letters(environment) == []
+
+
+def dead_letters(environment: dict[str, str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in hw(environment, "list").splitlines()]
+
+
+def hw(environment: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, "-m", "hw_server.cli", "topics", "dead", *arguments]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True).stdout

@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import randrange
 from typing import Any
@@ -11,33 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import Running, Serve, Socket, until
-
-Token = Callable[[str], str]
-FEATURES = {"HW_FEATURES": "tests.rooms:FEATURES"}
-
-
-@pytest.fixture(scope="module")
-def prefix() -> dict[str, str]:
-    """Instances that share it share their topics."""
-    return {"HW_REDIS__KEY_PREFIX": f"{uuid.uuid4().hex}:"}
-
-
-@pytest.fixture(scope="module")
-def one(serve: Serve, prefix: dict[str, str]) -> Iterator[Running]:
-    with serve(**FEATURES, **prefix) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def two(serve: Serve, prefix: dict[str, str]) -> Iterator[Running]:
-    with serve(**FEATURES, **prefix) as running:
-        yield running
+from tests.conftest import Running, Socket, until
+from tests.topics.conftest import Start
 
 
 @pytest.fixture
-async def alice(one: Running, token: Token) -> AsyncIterator[httpx.AsyncClient]:
-    async with one.client(token("alice")) as client:
+async def alice(one: Running, tokens: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    async with one.client(tokens["alice"]) as client:
         yield client
 
 
@@ -62,10 +41,10 @@ async def heard(socket: Socket, count: int) -> list[tuple[int, str]]:
 
 
 async def test_an_event_reaches_subscribers_of_every_process(
-    one: Running, two: Running, token: Token, alice: httpx.AsyncClient
+    one: Running, two: Running, tokens: dict[str, str], alice: httpx.AsyncClient
 ) -> None:
     number = room()
-    async with one.socket(token("bob")) as here, two.socket(token("bob")) as there:
+    async with one.socket(tokens["bob"]) as here, two.socket(tokens["bob"]) as there:
         for socket in (here, there):
             answer = await socket.call("topic.subscribe", topic=f"rooms/{number}")
             assert (answer["result"]["recovered"], answer["result"]["events"]) == (False, [])
@@ -74,29 +53,33 @@ async def test_an_event_reaches_subscribers_of_every_process(
         assert await heard(here, 1) == await heard(there, 1) == [(start + 1, "hello")]
 
 
-async def test_nothing_that_rolled_back_is_seen(one: Running, token: Token, alice: httpx.AsyncClient) -> None:
+async def test_nothing_that_rolled_back_is_seen(one: Running, tokens: dict[str, str], alice: httpx.AsyncClient) -> None:
     number = room()
-    async with one.socket(token("bob")) as socket:
+    async with one.socket(tokens["bob"]) as socket:
         await socket.call("topic.subscribe", topic=f"rooms/{number}")
         assert (await say(alice, number, "lost", fail=True)).status_code == 409
         await say(alice, number, "kept")
         assert [text for _, text in await heard(socket, 1)] == ["kept"]
 
 
-async def test_events_of_a_transaction_come_in_order(one: Running, token: Token, alice: httpx.AsyncClient) -> None:
+async def test_events_of_a_transaction_come_in_order(
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
     number = room()
-    async with one.socket(token("bob")) as socket:
+    async with one.socket(tokens["bob"]) as socket:
         start = (await socket.call("topic.subscribe", topic=f"rooms/{number}"))["result"]["offset"]
         await say(alice, number, "word", times=300)
         assert await heard(socket, 300) == [(start + 1 + index, f"word {index}") for index in range(300)]
 
 
-async def test_what_was_missed_comes_back(one: Running, two: Running, token: Token, alice: httpx.AsyncClient) -> None:
+async def test_what_was_missed_comes_back(
+    one: Running, two: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
     topic = f"rooms/{(number := room())}"
-    async with one.socket(token("bob")) as socket:
+    async with one.socket(tokens["bob"]) as socket:
         before = (await socket.call("topic.subscribe", topic=topic))["result"]
     await say(alice, number, "missed", times=20)
-    async with two.socket(token("bob")) as socket:
+    async with two.socket(tokens["bob"]) as socket:
         position = {"epoch": before["epoch"], "offset": before["offset"]}
 
         async def all_of_it() -> Any:
@@ -111,11 +94,11 @@ async def test_what_was_missed_comes_back(one: Running, two: Running, token: Tok
 
 @pytest.mark.parametrize("position", [{"epoch": "other", "offset": 1}, {"offset": 2**50}, {"offset": 0}])
 async def test_a_position_that_cannot_be_recovered_is_told(
-    one: Running, token: Token, alice: httpx.AsyncClient, position: dict[str, Any]
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient, position: dict[str, Any]
 ) -> None:
     topic = f"short/{(number := room())}"
     await say(alice, number, "old", times=30, family="short")
-    async with one.socket(token("bob")) as socket:
+    async with one.socket(tokens["bob"]) as socket:
 
         async def at_the_top() -> Any:
             history = (await socket.call("topic.history", topic=topic))["result"]
@@ -128,8 +111,12 @@ async def test_a_position_that_cannot_be_recovered_is_told(
         assert (result["recovered"], result["events"], result["offset"]) == (False, [], history["offset"])
 
 
-async def test_rules_decide_who_subscribes_and_publishes(one: Running, token: Token) -> None:
-    async with one.socket(token("bob")) as bob, one.socket(token("dave")) as dave, one.socket(token("carol")) as carol:
+async def test_rules_decide_who_subscribes_and_publishes(one: Running, tokens: dict[str, str]) -> None:
+    async with (
+        one.socket(tokens["bob"]) as bob,
+        one.socket(tokens["dave"]) as dave,
+        one.socket(tokens["carol"]) as carol,
+    ):
         codes = [
             (await bob.call("topic.subscribe", topic="rooms/1001")).get("error", {}).get("code"),
             (await dave.call("topic.subscribe", topic="rooms/1001")).get("error", {}).get("code"),
@@ -144,9 +131,9 @@ async def test_rules_decide_who_subscribes_and_publishes(one: Running, token: To
     assert codes == [-32003, None, -32003, -32003, -32003, -32004, -32004, -32004, -32602]
 
 
-async def test_clients_publish(one: Running, two: Running, token: Token) -> None:
+async def test_clients_publish(one: Running, two: Running, tokens: dict[str, str]) -> None:
     topic = f"rooms/{room()}"
-    async with two.socket(token("bob")) as socket, one.client(token("alice")) as client:
+    async with two.socket(tokens["bob"]) as socket, one.client(tokens["alice"]) as client:
         await socket.call("topic.subscribe", topic=topic)
         assert "result" in await socket.call("topic.publish", topic=topic, data={"text": "by socket"})
         body = {"data": {"text": "by request"}}
@@ -154,9 +141,11 @@ async def test_clients_publish(one: Running, two: Running, token: Token) -> None
         assert [text for _, text in await heard(socket, 2)] == ["by socket", "by request"]
 
 
-async def test_an_unsubscribed_socket_hears_nothing(one: Running, token: Token, alice: httpx.AsyncClient) -> None:
+async def test_an_unsubscribed_socket_hears_nothing(
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
     number = room()
-    async with one.socket(token("bob")) as socket:
+    async with one.socket(tokens["bob"]) as socket:
         await socket.call("topic.subscribe", topic=f"rooms/{number}")
         assert (await socket.call("topic.unsubscribe", topic=f"rooms/{number}"))["result"] is None
         assert (await socket.call("topic.unsubscribe", topic=f"rooms/{number}"))["error"]["code"] == -32004
@@ -189,33 +178,33 @@ async def stream(running: Running, token: str, *topics: str, last: str = "") -> 
 
 
 async def test_an_event_stream_gets_events_and_what_it_missed(
-    one: Running, two: Running, token: Token, alice: httpx.AsyncClient
+    one: Running, two: Running, tokens: dict[str, str], alice: httpx.AsyncClient
 ) -> None:
     first, second = room(), 501 + room() % 400
-    async with stream(one, token("bob"), f"rooms/{first}", f"rooms/{second}") as messages:
+    async with stream(one, tokens["bob"], f"rooms/{first}", f"rooms/{second}") as messages:
         await say(alice, first, "one")
         place, event, data = await asyncio.wait_for(anext(messages), 20)
         assert (event, data["topic"], data["data"]["text"]) == ("topic.event", f"rooms/{first}", "one")
     await say(alice, second, "two")
-    async with stream(two, token("bob"), f"rooms/{first}", f"rooms/{second}", last=place) as messages:
+    async with stream(two, tokens["bob"], f"rooms/{first}", f"rooms/{second}", last=place) as messages:
         await say(alice, first, "three")
         texts = {(await asyncio.wait_for(anext(messages), 20))[2]["data"]["text"] for _ in range(2)}
     assert texts == {"two", "three"}
 
 
-async def test_a_stream_whose_events_are_gone_is_told(one: Running, token: Token) -> None:
-    async with stream(one, token("bob"), "rooms/1", last="rooms%2F1@elsewhere:7") as messages:
+async def test_a_stream_whose_events_are_gone_is_told(one: Running, tokens: dict[str, str]) -> None:
+    async with stream(one, tokens["bob"], "rooms/1", last="rooms%2F1@elsewhere:7") as messages:
         _, event, data = await asyncio.wait_for(anext(messages), 20)
     assert (event, data["topic"]) == ("topic.reset", "rooms/1")
 
 
-async def test_bounds_have_names(serve: Serve, token: Token, prefix: dict[str, str]) -> None:
+async def test_bounds_have_names(start: Start, tokens: dict[str, str]) -> None:
     limits = {
         "HW_TOPICS__MAX_PER_SOCKET": "2", "HW_TOPICS__MAX_EVENT_BYTES": "300", "HW_TOPICS__MAX_EVENTS": "3",
         "HW_RATELIMIT__PUBLISHES_PER_MINUTE": "2",
     }  # fmt: skip
-    with serve(**FEATURES, **limits, HW_REDIS__KEY_PREFIX=f"{uuid.uuid4().hex}:") as running:
-        async with running.socket(token("bob")) as socket, running.client(token("alice")) as client:
+    with start(**limits) as running:
+        async with running.socket(tokens["dave"]) as socket, running.client(tokens["alice"]) as client:
             answers = [await socket.call("topic.subscribe", topic=f"rooms/{number}") for number in (1, 2, 3)]
             assert [answer.get("error", {}).get("code") for answer in answers] == [None, None, -32003]
             assert (await say(client, 1, "x" * 400)).status_code == 413
