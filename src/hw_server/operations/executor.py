@@ -6,13 +6,14 @@ from typing import Any
 import structlog
 from pydantic import TypeAdapter
 
-from hw_server.db import Database
+from hw_server.db import Connection, Database
 from hw_server.errors import Conflict, DomainError, Forbidden, InternalError, Timeout, Unauthenticated
 from hw_server.operations.audit import AuditRow, AuditTrail, action_row
 from hw_server.operations.binding import Binder
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, Operation
+from hw_server.operations.events import Events, Outbox
 from hw_server.operations.feature import Feature, Reference
 from hw_server.operations.injection import AfterCommit, Context
 from hw_server.operations.signature import read_signature
@@ -42,11 +43,13 @@ class Executor:
         parts: Parts,
         db: Database,
         audit: AuditTrail,
+        outbox: Outbox,
         deadlines: Deadlines,
         record_reads: bool,
     ) -> None:
         self._db = db
         self._audit = audit
+        self._outbox = outbox
         self._deadlines = deadlines
         self._queued = frozenset({"queued", "reads"} if record_reads else {"queued"})
         self.operations: dict[str, BoundOperation] = {}
@@ -67,7 +70,7 @@ class Executor:
         """The serialized answer, None where there is none. `bind` gives the arguments that the caller sent. Raises
         `DomainError`; every other exception is a defect."""
         operation, signature = bound.operation, bound.signature
-        context, arguments, value = Context(call), None, None
+        context, arguments, value = Context(call, self._outbox), None, None
         try:
             authorize(operation.role, call)
             with self._deadlines.start():
@@ -107,8 +110,19 @@ class Executor:
         async with self._db.write() as context.connection:
             value = await operation.handler(**bound.signature.assemble(arguments, context))
             answer = None if value is None else bound.dump(value)
-            await self._audit.insert(context.connection, _row(operation, context.call, arguments, value))
+            row = _row(operation, context.call, arguments, value)
+            if context.events is None or not context.events.buffered:
+                await self._audit.insert(context.connection, row)
+                return answer
+            await self._insert_with_events(context.connection, row, context.events)
+        self._outbox.committed()
         return answer
+
+    async def _insert_with_events(self, connection: Connection, row: AuditRow, events: Events) -> None:
+        """The last statement, so that ids of events are drawn after the changed rows are locked."""
+        if (turns := self._outbox.ordered_topics(events.buffered)) is not None:
+            await connection.execute(turns.sql, *turns.arguments)
+        await self._audit.insert(connection, row, self._outbox.insertion(events.buffered, len(row) + 1))
 
     @staticmethod
     async def _after_commit(operation: Operation, calls: AfterCommit) -> None:

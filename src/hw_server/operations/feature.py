@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from hw_server.errors import DomainError
 from hw_server.operations.declaration import Operations
+from hw_server.operations.topic import Topic
 from hw_server.runtime.parts import Factory
 
 
@@ -44,6 +45,7 @@ class Feature:
     errors: its own domain errors, for the documents.
     provides: parts that operations of any feature may be given (`Provided[T]`), by type, each with what constructs it.
     services: what constructs its background work; services start in the order of the features and stop in reverse.
+    topics: what can be subscribed to.
     seed: rows for development.
     exempt: paths of its router without authentication and rate limit; the route itself must verify who calls.
     """
@@ -55,6 +57,7 @@ class Feature:
     errors: Sequence[type[DomainError]] = ()
     provides: Mapping[type, Factory] = field(default_factory=dict)
     services: Sequence[Factory] = ()
+    topics: Sequence[Topic[Any]] = ()
     seed: Seed | None = None
     exempt: Sequence[str] = ()
 
