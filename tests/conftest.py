@@ -168,8 +168,10 @@ def run_server(environment: dict[str, str], folder: Path, *arguments: str) -> It
     command = [sys.executable, "-m", "hw_server.cli", "serve", *arguments]  # finds `tests` in its working directory
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            command, env={**clean, **environment}, stdout=log, stderr=log, cwd=PROJECT, start_new_session=True
-        )
+            # A stack that the developer runs beside the tests is none of theirs.
+            command, env={**clean, "HW_STATE": str(folder / "none"), **environment},
+            stdout=log, stderr=log, cwd=PROJECT, start_new_session=True,
+        )  # fmt: skip
     try:
         _wait(process, f"http://127.0.0.1:{port}/health/live", log_file)
         yield Running(f"http://127.0.0.1:{port}", process, log_file, environment)

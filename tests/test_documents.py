@@ -64,7 +64,7 @@ def test_commands_exist(name: str) -> None:
 def test_every_setting_is_listed() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "hw_server.cli", "config", "show", "--json"],
-        capture_output=True, text=True, check=True, env={},
+        capture_output=True, text=True, check=True, env={"HW_STATE": "/nowhere"},
     )  # fmt: skip
     listed = (PROJECT / "docs/settings.md").read_text()
     for name, value in PRODUCTION_DEFAULTS.items():

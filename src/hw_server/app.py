@@ -20,6 +20,7 @@ from hw_server.db import Database
 from hw_server.health import Health
 from hw_server.health import router as health_router
 from hw_server.http.docs import add_documents, sign_in_scheme
+from hw_server.http.guard import guarded
 from hw_server.http.middleware import (
     AccessLogMiddleware,
     AdmissionMiddleware,
@@ -95,7 +96,7 @@ def create_app(
     executor = Executor(features, parts, db, audit, parts[Outbox], deadlines, settings.audit.record_reads)
     openrpc.describe(executor.operations.values(), features)
     admission = Admission(authentication, limiter)
-    request_log = RequestLog(settings.log.requests and settings.log.level in ("debug", "info"))
+    request_log = RequestLog(settings.log)
     accounting = Accounting(metrics, request_log)
     dispatcher = Dispatcher(settings.ws, executor, admission, accounting, metrics)
     endpoint = WebSocketEndpoint(settings, hub, dispatcher.handle, metrics, admission, sign_in, audit, accounting)
@@ -134,7 +135,7 @@ def create_app(
     # Before the operations, so that a feature's `/things/export` is not taken for `/things/{id}`.
     for feature in features:
         if feature.router is not None:
-            api.include_router(feature.router, prefix="/api")
+            api.include_router(guarded(feature, audit, settings.audit.record_reads))
     add_operations(api.router, executor, sign_in_scheme())
     api.include_router(health_router)
     add_documents(api, settings.oidc, signing_keys)

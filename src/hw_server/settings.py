@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "HW_"
+NOT_SETTINGS = frozenset({"HW_STATE", "HW_PASSWORD"})  # options of `hw`
 DELIMITER = "__"
 HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 DEVELOPMENT_SECRETS = frozenset({"postgres", "hw", "hw-dev", "admin", "password", "secret", "changeme", "keycloak"})
@@ -192,6 +193,10 @@ class AuditSettings(Group):
 
 class LogSettings(Group):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
+    format: Literal["json", "console"] = Field(
+        "json",
+        description="`json` for machines, `console` for people: colours, tracebacks as text; not in production.",
+    )
     requests: bool = Field(True, description="Write one line for each request and call.")
 
 
@@ -222,7 +227,7 @@ def load(environ: dict[str, str] | None = None) -> Settings:
     problems: list[str] = []
     values: dict[str, Any] = {}
     for variable, raw in sorted(source.items()):
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
             continue
         name, text = variable, raw
         if variable.endswith("_FILE"):
@@ -326,6 +331,8 @@ def _production(settings: Settings) -> list[str]:
         problems.append("http.public_url: must be https in production")
     if not settings.http.allowed_hosts:
         problems.append("http.allowed_hosts: must name the hosts to answer in production")
+    if settings.log.format != "json":
+        problems.append("log.format: must be json in production")
     for name, password in (
         (
             "database.password",

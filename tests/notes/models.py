@@ -3,7 +3,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from hw_server.operations import Line, PageQuery, Text
+from hw_server.operations import Line, PageQuery, Patch, Text
 
 NOTES_READ, NOTES_WRITE = "notes:read", "notes:write"
 Title = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
@@ -28,12 +28,10 @@ class NoteCreate(BaseModel):
     due: date | None = None
 
 
-class NotePatch(BaseModel):
+class NotePatch(Patch):
     """What is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    title: Title = Field(default="")
+    title: Title = ""
     text: Body = ""
     due: date | None = None
 

@@ -3,7 +3,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from hw_server.operations import Line, PageQuery, Text
+from hw_server.operations import Line, PageQuery, Patch, Text
 
 AUTHORS_READ, AUTHORS_WRITE = "authors:read", "authors:write"
 Name = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
@@ -28,12 +28,10 @@ class AuthorCreate(BaseModel):
     born: date | None = None
 
 
-class AuthorPatch(BaseModel):
+class AuthorPatch(Patch):
     """What is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    name: Name = Field(default="")
+    name: Name = ""
     bio: Bio = ""
     born: date | None = None
 

@@ -3,11 +3,11 @@
 from hw_server.operations.audit import AuditRow, AuditTrail, action_row
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
-from hw_server.operations.declaration import SIGNED_IN, Operation, Operations
+from hw_server.operations.declaration import SIGNED_IN, Operation, Operations, role_in_words
 from hw_server.operations.events import Events
 from hw_server.operations.executor import BoundOperation, Executor, authorize
 from hw_server.operations.feature import Feature, Reference, Seed, load_features
-from hw_server.operations.fields import Id, Line, Text
+from hw_server.operations.fields import Id, Line, Patch, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
 from hw_server.operations.pagination import CountCache, CursorQuery, Page, PageQuery
 from hw_server.operations.sorting import Sort
@@ -33,6 +33,7 @@ __all__ = [
     "Operations",
     "Page",
     "PageQuery",
+    "Patch",
     "Provided",
     "Read",
     "Reference",
@@ -45,4 +46,5 @@ __all__ = [
     "action_row",
     "authorize",
     "load_features",
+    "role_in_words",
 ]

@@ -16,10 +16,12 @@ from hw_server.operations.declaration import SIGNED_IN, Operation
 from hw_server.operations.events import Events, Outbox
 from hw_server.operations.feature import Feature, Reference
 from hw_server.operations.injection import AfterCommit, Context
-from hw_server.operations.signature import read_signature
+from hw_server.operations.signature import PATH_FIELD, read_signature
 from hw_server.runtime.parts import Parts
 
 log = structlog.get_logger()
+
+MAX_FIELD = 255  # characters of one field in a row's resource
 
 
 class BoundOperation:
@@ -172,18 +174,29 @@ def _row(
     return action_row(
         call,
         operation.name,
-        call.resource or _resource(operation, arguments, value),
+        call.resource or _resource(operation, call, arguments, value),
         outcome=outcome,
         status=operation.status if status is None else status,
         error=error,
     )
 
 
-def _resource(operation: Operation, arguments: dict[str, Any] | None, value: Any) -> str | None:
+def _resource(operation: Operation, call: Call, arguments: dict[str, Any] | None, value: Any) -> str | None:
     """`authors/42`: the path with its fields filled in, and the new row's id after a create."""
     path = operation.path.removeprefix("/")
     if "{" in path and arguments is not None:
         path = path.format_map(arguments)
+    elif "{" in path:
+        asked = call.asked or {}
+        path = PATH_FIELD.sub(lambda field: _shown(asked.get(field[1]), field[0]), path)
     elif operation.status == 201 and (created := getattr(value, "id", None)) is not None:
         path = f"{path}/{created}"
     return path or None
+
+
+def _shown(value: Any, placeholder: str) -> str:
+    """A field of a refused call, which nothing has validated."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return str(value)
+    usable = isinstance(value, str) and value and value[:MAX_FIELD].isprintable()
+    return value[:MAX_FIELD] if usable else placeholder

@@ -9,9 +9,8 @@ from fastapi.responses import Response
 from hw_server.auth.sessions import SessionStore
 from hw_server.auth.tokens import TokenVerifier
 from hw_server.errors import Malformed, Unauthenticated
-from hw_server.http.dependencies import call_of, provided
+from hw_server.http.dependencies import call_of, provided, public
 from hw_server.http.problems import problem_responses
-from hw_server.operations import AuditTrail, action_row
 from hw_server.settings import Settings
 
 router = APIRouter(tags=["sessions"])
@@ -21,13 +20,17 @@ EVENT = "http://schemas.openid.net/event/backchannel-logout"
 MAX_AGE = 300  # seconds since `iat`
 
 
-@router.post(PATH, operation_id="sessions.backchannel_logout", responses=problem_responses(400, 413, 422, 500, 503))
+@router.post(
+    PATH,
+    operation_id="sessions.backchannel_logout",
+    dependencies=[public()],  # the token's signature lets the provider in
+    responses=problem_responses(400, 413, 422, 500, 503),
+)
 async def backchannel_logout(
     request: Request,
     settings: Annotated[Settings, provided(Settings)],
     verifier: Annotated[TokenVerifier, provided(TokenVerifier)],
     sessions: Annotated[SessionStore, provided(SessionStore)],
-    trail: Annotated[AuditTrail, provided(AuditTrail)],
     logout_token: Annotated[str, Form()] = "",
 ) -> Response:
     """End the sessions that a logout token of the provider names. 400 for anything but a good one."""
@@ -45,7 +48,7 @@ async def backchannel_logout(
         await sessions.revoke_user(sub)
     # Last, so that the provider may send the same token again after a failure.
     await sessions.remember(claims["jti"], MAX_AGE * 2)
-    trail.record(action_row(call_of(request), "sessions.backchannel_logout", f"sessions/{sid or sub}", status=200))
+    call_of(request).resource = f"sessions/{sid or sub}"
     return Response(status_code=200, headers={"Cache-Control": "no-store"})
 
 

@@ -129,6 +129,7 @@ class Dispatcher:
         async def bind() -> dict[str, Any]:
             return bound.binder.from_rpc(params) if arguments is None else arguments
 
+        call.asked = params if arguments is None else arguments
         return await self._executor.run(bound, call, bind)
 
 
