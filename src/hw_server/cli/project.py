@@ -74,7 +74,7 @@ class Project:
         for migration in self.migrations():
             if re.search(rf"\bCREATE TABLE (IF NOT EXISTS )?{table}\b", migration.upgrade):
                 found = migration
-            elif re.search(rf"\bDROP TABLE (IF EXISTS )?{table}\b", migration.upgrade):
+            elif re.search(rf"\bDROP TABLE [^;]*\b{table}\b", migration.upgrade):
                 found = None
         return found
 
