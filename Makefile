@@ -30,7 +30,7 @@ status: venv ## Show every process
 clean: venv ## Stop everything and remove the data (asks first)
 	@$(HW) clean
 
-test: venv ## Run all tests (ARGS="tests/test_authors.py -k create")
+test: venv ## Run all tests (ARGS="tests/authors -k create")
 	@$(BIN)/$(if $(COVERAGE),coverage run,python) -m pytest -n 2 --dist loadfile $(ARGS)
 
 coverage: venv ## Run all tests and report the branches of src/hw_server that none takes
@@ -44,7 +44,8 @@ bench: venv ## Measure against a floor in the same run
 check: lint types test ## Check all that continuous integration checks, but the container stack
 
 lint: venv ## Check the style and the direction of imports
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(HW) migrate check >/dev/null
+	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
 
 types: venv ## Check the types
 	@$(BIN)/mypy

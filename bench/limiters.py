@@ -49,13 +49,13 @@ async def compare(redis_url: str) -> dict[int, tuple[tuple[float, float], tuple[
         await library.hit(item, "user")
         await library.get_window_stats(item, "user")
 
-    found = {}
+    figures = {}
     for concurrency in (1, 32):
         await measure(theirs, concurrency)
         await measure(lambda: ours.check("http", "user"), concurrency)
-        found[concurrency] = (
+        figures[concurrency] = (
             await measure(theirs, concurrency),
             await measure(lambda: ours.check("http", "user"), concurrency),
         )
     await client.close()
-    return found
+    return figures

@@ -164,6 +164,7 @@ def run_server(environment: dict[str, str], folder: Path, *arguments: str) -> It
     port = environment["HW_HTTP__PORT"]
     log_file = folder / f"server-{port}-{time.monotonic_ns()}.log"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
+    clean["TMPDIR"] = str(folder)  # what a killed server leaves behind goes away with the folder
     command = [sys.executable, "-m", "hw_server.cli", "serve", *arguments]  # finds `tests` in its working directory
     with log_file.open("wb") as log:
         process = subprocess.Popen(
@@ -250,7 +251,8 @@ async def dave(server: Running, token: Callable[[str], str]) -> AsyncIterator[ht
 
 
 @pytest.fixture
-async def database(stack: Stack) -> AsyncIterator[asyncpg.Connection]:
+async def database(stack: Stack, server: Running) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of our own; the server has applied the migrations."""
     connection = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
     yield connection
     await connection.close()

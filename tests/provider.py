@@ -37,14 +37,14 @@ class Provider:
                     self.send_header("Location", provider.authorize(dict(parse_qsl(query))))
                     self.end_headers()
                 else:
-                    self.reply(provider.answer(self.path, self.headers["Host"]))
+                    self.reply(provider.document(self.path, self.headers["Host"]))
 
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 self.reply(provider.grant())
 
-            def reply(self, answer: dict[str, Any]) -> None:
-                data = json.dumps(answer).encode()
+            def reply(self, body: dict[str, Any]) -> None:
+                data = json.dumps(body).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Access-Control-Allow-Origin", "*")
@@ -74,7 +74,7 @@ class Provider:
     def settings(self) -> dict[str, str]:
         return {"HW_OIDC__ISSUER": self.issuer, "HW_OIDC__ROLES_CLAIM": "realm_access.roles"}
 
-    def answer(self, path: str, host: str) -> dict[str, Any]:
+    def document(self, path: str, host: str) -> dict[str, Any]:
         if path.endswith("/.well-known/openid-configuration"):
             self.descriptions += 1
             # Like Keycloak in containers: what servers ask is named at the address that was asked.
@@ -88,8 +88,8 @@ class Provider:
 
     def authorize(self, query: dict[str, str]) -> str:
         """Where the browser goes back to: everybody is let in, as ann, until `denial` says why not."""
-        answer = self.denial or {"code": uuid.uuid4().hex}
-        return f"{query['redirect_uri']}?{urlencode({**answer, 'state': query['state']})}"
+        outcome = self.denial or {"code": uuid.uuid4().hex}
+        return f"{query['redirect_uri']}?{urlencode({**outcome, 'state': query['state']})}"
 
     def grant(self) -> dict[str, Any]:
         """Tokens for any code and any refresh token."""

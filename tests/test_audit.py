@@ -15,14 +15,15 @@ import pytest
 from hw_server.audit.partitions import maintain
 from hw_server.embedded import Stack
 from tests.conftest import Running, Serve, until
+from tests.provider import Provider
 
 Token = Callable[[str], str]
 
 
 async def rows(client: httpx.AsyncClient, **filters: object) -> list[dict[str, object]]:
-    answer = await client.get("/api/audit-logs", params=filters)
-    assert answer.status_code == 200, answer.text
-    items: list[dict[str, object]] = answer.json()["items"]
+    response = await client.get("/api/audit-logs", params=filters)
+    assert response.status_code == 200, response.text
+    items: list[dict[str, object]] = response.json()["items"]
     return items
 
 
@@ -52,8 +53,8 @@ async def test_other_requests_follow(
     outcome: str, status: int, error: str | None,
 ) -> None:  # fmt: skip
     async with server.client(user and token(user)) as client:
-        answer = await client.request(method, path)
-    [row] = await until(lambda: rows(dave, request_id=answer.headers["x-request-id"]))
+        response = await client.request(method, path)
+    [row] = await until(lambda: rows(dave, request_id=response.headers["x-request-id"]))
     assert (row["user_id"], row["outcome"], row["status"], row["error"]) == (user, outcome, status, error)
 
 
@@ -85,6 +86,43 @@ async def test_a_spilled_file_that_cannot_be_read_is_kept(
         assert len(await until(lambda: rows(dave, action=mine))) == 1
         assert (await running.metrics())['audit_rows_total{result="dropped"}'] == 1
     assert {"1.quarantined"} == {name for _, _, names in os.walk(tmp_path) for name in names}
+
+
+async def test_reads_may_be_left_out(serve: Serve, token: Token, dave: httpx.AsyncClient) -> None:
+    with serve(HW_AUDIT__RECORD_READS="false") as running:
+        async with running.client(token("bob")) as bob, running.client(token("alice")) as alice:
+            read = await bob.get("/api/notes")
+            denied = await bob.post("/api/notes", json={"title": "x"})
+            made = await alice.post("/api/notes", json={"title": str(uuid.uuid4())})
+    # Stopped: what was recorded is written.
+    assert (read.status_code, await rows(dave, request_id=read.headers["x-request-id"])) == (200, [])
+    for response in (denied, made):
+        [row] = await rows(dave, request_id=response.headers["x-request-id"])
+        assert row["status"] == response.status_code
+
+
+def spooled(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.iterdir())
+
+
+async def test_the_spool_has_a_limit(serve: Serve, provider: Provider, tmp_path: Path) -> None:
+    """Without PostgreSQL rows go to disk one by one, until there is no room; the rest is counted."""
+    settings = {"HW_DATABASE__URL": "postgresql://hw@127.0.0.1:1/none", "HW_DATABASE__MIGRATE_ON_START": "false"}
+    spool = {"HW_AUDIT__SPILL_DIR": str(tmp_path), "HW_AUDIT__SPILL_MAX_BYTES": "2000", "HW_AUDIT__BATCH_SIZE": "1"}
+    with serve(**provider.settings(), **settings, **spool) as running:
+        async with running.client(provider.token()) as client:
+            assert {(await client.get("/api/me")).status_code for _ in range(30)} == {200}
+
+        async def counted() -> bool:
+            metrics = await running.metrics()
+            spilled, dropped = (metrics[f'audit_rows_total{{result="{result}"}}'] for result in ("spilled", "dropped"))
+            return spilled + dropped == 30
+
+        await until(counted)
+        metrics = await running.metrics()
+    text = spooled(tmp_path)
+    assert len(text) == metrics["audit_spill_bytes"] <= 2000
+    assert 3 < text.count(b"\n") == metrics['audit_rows_total{result="spilled"}'] < 27
 
 
 async def test_filters(alice: httpx.AsyncClient, dave: httpx.AsyncClient) -> None:
@@ -141,9 +179,9 @@ async def test_one_row(dave: httpx.AsyncClient, alice: httpx.AsyncClient) -> Non
 
 async def test_exports_lines(alice: httpx.AsyncClient, dave: httpx.AsyncClient) -> None:
     made = (await alice.post("/api/notes", json={"title": str(uuid.uuid4())})).json()
-    answer = await dave.get("/api/audit-logs/export", params={"resource": f"notes/{made['id']}"})
-    assert answer.headers["content-type"] == "application/x-ndjson"
-    assert [json.loads(line)["action"] for line in answer.text.splitlines()] == ["notes.create"]
+    response = await dave.get("/api/audit-logs/export", params={"resource": f"notes/{made['id']}"})
+    assert response.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line)["action"] for line in response.text.splitlines()] == ["notes.create"]
 
 
 @pytest.fixture

@@ -47,10 +47,10 @@ def test_up_twice_is_harmless(shell: Shell) -> None:
 
 def test_status_tells_of_every_process(shell: Shell) -> None:
     shell.up()
-    found = shell.status()
-    assert set(found) == {"postgresql", "valkey", "nanoidp", "hw-server"}
-    assert {item["state"] for item in found.values()} == {"running"}
-    assert all(Path(f"/proc/{item['pid']}").exists() for item in found.values())
+    processes = shell.status()
+    assert set(processes) == {"postgresql", "valkey", "nanoidp", "hw-server"}
+    assert {item["state"] for item in processes.values()} == {"running"}
+    assert all(Path(f"/proc/{item['pid']}").exists() for item in processes.values())
 
 
 def test_a_dead_process_is_seen_and_started_again(shell: Shell) -> None:

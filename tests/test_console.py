@@ -22,7 +22,7 @@ def url(local: Running) -> str:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Provider]:
-    """Nobody else's, as these tests change what it answers. It lets everybody in without asking."""
+    """Nobody else's, as these tests change what it replies. It lets everybody in without asking."""
     with Provider.running() as provider:
         yield provider
 

@@ -44,12 +44,12 @@ def free_ports() -> Ports:
 
 def test_a_process_outlives_the_command_that_started_it(tmp_path: Path) -> None:
     service = sleeper(free_port())
-    started, found = Process(service, tmp_path), Process(service, tmp_path)
+    started, same = Process(service, tmp_path), Process(service, tmp_path)
     assert started.start()
-    assert found.status == "running"
-    assert not found.start()
-    assert found.stop()
-    assert (started.pid, found.status, found.stop()) == (None, "stopped", False)
+    assert same.status == "running"
+    assert not same.start()
+    assert same.stop()
+    assert (started.pid, same.status, same.stop()) == (None, "stopped", False)
 
 
 def test_a_reused_process_id_is_left_alone(tmp_path: Path) -> None:
@@ -109,18 +109,18 @@ def test_health_is_asked_past_a_proxy(stack: Stack, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("maven", "result"),
+    ("maven", "message"),
     [(None, "install it"), ("echo '[ERROR] no such artifact'; echo '[ERROR] read more'; exit 1", "no such artifact")],
 )
 def test_a_keycloak_that_cannot_be_fetched_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maven: str | None, result: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maven: str | None, message: str
 ) -> None:
     if maven:
         (tmp_path / "mvn").write_text(f"#!/bin/sh\n{maven}\n")
         (tmp_path / "mvn").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(EmbeddedError, match=result) as refused:
+    with pytest.raises(EmbeddedError, match=message) as refused:
         keycloak.spec(tmp_path / "state", free_port(), free_port(), free_port()).prepare()
     assert ("\n" in str(refused.value), "read more" in str(refused.value)) == (False, False)
 

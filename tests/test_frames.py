@@ -1,8 +1,9 @@
 """What clients may send over the socket: an error or a named close, never a hanging socket."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -46,9 +47,9 @@ async def test_answers_an_error_and_goes_on(server: Running, token: Token, case:
     code, frame = FRAMES[case]
     async with server.socket(token("alice")) as socket:
         await socket.raw.send(frame)
-        answer = await socket.read()
-        assert answer["error"]["code"] == code
-        assert "Traceback" not in json.dumps(answer)
+        response = await socket.read()
+        assert response["error"]["code"] == code
+        assert "Traceback" not in json.dumps(response)
         assert (await socket.call("ping"))["result"] == "pong"
 
 
@@ -56,8 +57,8 @@ async def test_a_batch_is_answered_in_one_frame(server: Running, token: Token) -
     async with server.socket(token("alice")) as socket:
         calls: list[Any] = [{"jsonrpc": "2.0", "id": index, "method": "ping"} for index in range(3)]
         await socket.raw.send(json.dumps([*calls, {"jsonrpc": "2.0", "method": "ping"}, 1]))
-        answers = await socket.read()
-    assert [answer["id"] for answer in answers] == [0, 1, 2, None]
+        responses = await socket.read()
+    assert [response["id"] for response in responses] == [0, 1, 2, None]
 
 
 async def test_a_notification_has_no_answer(server: Running, token: Token) -> None:
@@ -81,6 +82,44 @@ async def test_a_message_too_big_closes(server: Running, token: Token) -> None:
     assert code == 1009
 
 
+async def test_a_message_in_pieces_is_one_message(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        frame = json.dumps({"jsonrpc": "2.0", "id": 7, "method": "notes.tagged", "params": {"tags": ["\N{SNOWMAN}"]}})
+
+        async def pieces() -> AsyncIterator[str]:
+            yield frame[:20]
+            await (await socket.raw.ping())  # answered in the middle of the message
+            yield frame[20:-6]
+            yield frame[-6:]
+
+        await socket.raw.send(pieces())
+        response = await socket.read()
+        assert (response["id"], response["result"]["items"]) == (7, [])
+        assert (await socket.call("ping"))["result"] == "pong"
+
+
+async def test_pieces_that_are_too_big_together_close(server: Running, token: Token) -> None:
+    async with server.socket(token("alice")) as socket:
+        with contextlib.suppress(websockets.ConnectionClosed):
+            await socket.raw.send(["x" * 100_000] * 3)
+        assert (await socket.closed())[0] == 1009
+
+
+async def test_a_process_holds_only_so_many_sockets(serve: Serve, token: Token) -> None:
+    with serve(HW_WS__MAX_CONNECTIONS="2") as running:
+        async with running.socket(token("alice")), running.socket() as second:
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                async with running.socket(token("bob")):
+                    pass
+            await second.raw.close()
+            response = refused.value.response
+            assert (response.status_code, json.loads(response.body or b"")["code"]) == (503, "unavailable")
+            await until(lambda: ended(running, "closed_by_client"))
+            async with running.socket(token("bob")) as third:
+                assert (await third.call("me.get"))["result"]["username"] == "bob"
+        assert await ended(running, "unavailable") == 1
+
+
 async def test_no_sign_in_closes(serve: Serve) -> None:
     with serve(HW_WS__AUTH_TIMEOUT="0.5") as running:
         async with running.socket() as socket:
@@ -90,8 +129,8 @@ async def test_no_sign_in_closes(serve: Serve) -> None:
 
 async def test_signs_in_by_the_first_call(server: Running, token: Token) -> None:
     async with server.socket() as socket:
-        answer = await socket.call("session.authenticate", token=token("alice"))
-        assert answer["result"]["username"] == "alice"
+        response = await socket.call("session.authenticate", token=token("alice"))
+        assert response["result"]["username"] == "alice"
         assert "items" in (await socket.call("notes.list"))["result"]
         again = await socket.call("session.authenticate", token=token("alice"))
     assert again["error"]["code"] == -32009
@@ -184,11 +223,11 @@ async def test_refuses_a_foreign_origin(server: Running, token: Token, origin: s
     with pytest.raises(websockets.InvalidStatus) as refused:
         async with server.socket(additional_headers=headers):
             pass
-    answer = refused.value.response
-    assert (answer.status_code, json.loads(answer.body or b"")["code"]) == (status, "origin_not_allowed")
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert (answer.headers["x-content-type-options"], len(answer.headers["x-request-id"])) == ("nosniff", 16)
-    [line] = await until(lambda: server.lines_of(answer.headers["x-request-id"]))
+    response = refused.value.response
+    assert (response.status_code, json.loads(response.body or b"")["code"]) == (status, "origin_not_allowed")
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (response.headers["x-content-type-options"], len(response.headers["x-request-id"])) == ("nosniff", 16)
+    [line] = await until(lambda: server.lines_of(response.headers["x-request-id"]))
     assert (line["event"], line["code"]) == ("socket_refused", "origin_not_allowed")
 
 

@@ -61,8 +61,10 @@ async def test_a_sign_out_at_keycloak_ends_the_session(keycloak: Stack, running:
         assert (await client.get("/api/me")).status_code == 200
         form = {"client_id": "hw-web", "refresh_token": signed_in["refresh_token"]}
         issuer = running.environment["HW_OIDC__ISSUER"]
-        answer = await client.post(f"{issuer}/protocol/openid-connect/logout", data=form, headers={"Authorization": ""})
-        assert answer.status_code == 204
+        response = await client.post(
+            f"{issuer}/protocol/openid-connect/logout", data=form, headers={"Authorization": ""}
+        )
+        assert response.status_code == 204
         assert await socket.closed() == (4403, "session_revoked")
         assert (await client.get("/api/me")).status_code == 401
 

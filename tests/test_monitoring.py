@@ -21,10 +21,10 @@ FROM_ELSEWHERE = {"up", "jvm_memory_used_bytes", "jvm_memory_max_bytes"}
 
 @pytest.fixture
 def promtool() -> str:
-    found = shutil.which("promtool")
-    if found is None and not os.environ.get("CI"):
+    path = shutil.which("promtool")
+    if path is None and not os.environ.get("CI"):
         pytest.skip("promtool is not installed: apt-get install prometheus")
-    return found or "promtool"
+    return path or "promtool"
 
 
 def check(promtool: str, *arguments: str, folder: Path = PROMETHEUS) -> subprocess.CompletedProcess[str]:
@@ -38,8 +38,8 @@ def test_there_are_sixteen_alerts_in_eight_groups() -> None:
 
 
 def test_each_alert_fires_and_stays_quiet(promtool: str) -> None:
-    told = check(promtool, "test", "rules", "alerts_test.yml")
-    assert told.returncode == 0, told.stdout + told.stderr
+    result = check(promtool, "test", "rules", "alerts_test.yml")
+    assert result.returncode == 0, result.stdout + result.stderr
     cases = re.findall(r"- name: (\w+) (fires|stays quiet)", (PROMETHEUS / "alerts_test.yml").read_text())
     assert sorted(cases) == sorted((name, kind) for name in NAMES for kind in ("fires", "stays quiet"))
 
@@ -55,8 +55,8 @@ def test_the_configuration_is_valid(promtool: str, tmp_path: Path) -> None:
     shutil.copy(PROMETHEUS / "alerts.yml", tmp_path)
     text = (PROMETHEUS / "prometheus.yml").read_text().replace("/etc/prometheus/alerts.yml", "alerts.yml")
     (tmp_path / "prometheus.yml").write_text(text)
-    told = check(promtool, "check", "config", "prometheus.yml", folder=tmp_path)
-    assert told.returncode == 0, told.stdout + told.stderr
+    result = check(promtool, "check", "config", "prometheus.yml", folder=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 async def test_alerts_use_series_that_are_exported(server: Running, token: Callable[[str], str]) -> None:

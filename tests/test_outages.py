@@ -72,9 +72,9 @@ async def audited(stack: Stack, made: list[int]) -> int:
     connection = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
     resources = [f"notes/{note}" for note in made]
     query = "SELECT count(*) FROM user_actions WHERE action = 'notes.create' AND resource = ANY($1)"
-    found = await connection.fetchval(query, resources)
+    count = await connection.fetchval(query, resources)
     await connection.close()
-    return int(found)
+    return int(count)
 
 
 async def test_without_redis_work_goes_on(fragile: Stack, dave: httpx.AsyncClient) -> None:
@@ -125,8 +125,8 @@ async def test_a_killed_server_keeps_what_it_acknowledged(
     async def write(client: httpx.AsyncClient) -> None:
         with contextlib.suppress(httpx.TransportError):
             while True:
-                answer = await client.post("/api/notes", json={"title": str(uuid.uuid4())})
-                made.append(answer.json()["id"])
+                response = await client.post("/api/notes", json={"title": str(uuid.uuid4())})
+                made.append(response.json()["id"])
 
     with run_server(environment, tmp_path) as victim:
         async with victim.client(dave.headers["Authorization"].split()[1]) as client:

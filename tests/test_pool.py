@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from hw_server.db import Database
+from hw_server.db import Database, migrations
 from hw_server.embedded import Stack
 from hw_server.errors import Conflict, Unavailable
 from hw_server.observability.metrics import Metrics
@@ -54,7 +54,7 @@ async def test_a_served_connection_is_replaced_after_its_age(
         async with running.client(token("alice")) as client:
 
             async def used() -> set[int]:
-                assert (await client.get("/api/authors")).status_code == 200
+                assert (await client.get("/api/notes")).status_code == 200
                 return await backends()
 
             first = await until(used)
@@ -152,8 +152,8 @@ async def start_as_standby_then_promote(stack: Stack, app_port: int) -> None:
     """Once the application listens, starts a PostgreSQL that rejects connections, and promotes it after it did."""
     await until(lambda: listens(app_port))
     postgresql = stack.processes["postgresql"]
-    data = Path(postgresql.service.command[postgresql.service.command.index("-D") + 1])
-    postgresql.service.command += ["-c", "hot_standby=off"]
+    data = Path(postgresql.spec.command[postgresql.spec.command.index("-D") + 1])
+    postgresql.spec.command += ["-c", "hot_standby=off"]
     (data / "standby.signal").touch()
     before = postgresql.log.read_text().count(REJECTED)
     postgresql.start()
@@ -174,6 +174,11 @@ def test_a_server_waits_for_postgresql_to_accept_connections(other: Stack, tmp_p
             assert httpx.get(f"{running.url}/health").json()["status"] == "ok"
 
 
+def head() -> str:
+    [revision] = migrations.heads()
+    return revision
+
+
 def start_in_vain(stack: Stack, **settings: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
     environment = {**clean, **stack.environment(), "HW_HTTP__PORT": str(free_port()), **settings}
@@ -183,18 +188,19 @@ def start_in_vain(stack: Stack, **settings: str) -> subprocess.CompletedProcess[
 
 
 def test_a_wrong_password_ends_the_start(stack: Stack) -> None:
-    told = start_in_vain(stack, HW_DATABASE__PASSWORD="wrong")
+    result = start_in_vain(stack, HW_DATABASE__PASSWORD="wrong")
     line = 'migrations failed: password authentication failed for user "hw"\n'
-    assert (told.returncode, told.stderr) == (1, line)
+    assert (result.returncode, result.stderr) == (1, line)
 
 
 @pytest.mark.parametrize(
     ("prepare", "line"),
     [
-        ("CREATE TABLE authors ()", 'relation "authors" already exists'),
+        ("CREATE TABLE user_actions ()", 'relation "user_actions" already exists'),
         (
             "CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version VALUES ('newer')",
-            "Can't locate revision identified by 'newer'",
+            "the database is at revision newer, which no file in migrations/versions has: get the code that has it, or "
+            f"`hw migrate stamp {head()}` where the tables are right as they are",
         ),
     ],
 )
@@ -207,5 +213,5 @@ async def test_a_broken_migration_ends_the_start(stack: Stack, prepare: str, lin
     broken = await asyncpg.connect(f"{url}/broken")
     await broken.execute(prepare)
     await broken.close()
-    told = await asyncio.to_thread(start_in_vain, stack, HW_DATABASE__URL=f"{url}/broken")
-    assert (told.returncode, told.stderr) == (1, f"migrations failed: {line}\n")
+    result = await asyncio.to_thread(start_in_vain, stack, HW_DATABASE__URL=f"{url}/broken")
+    assert (result.returncode, result.stderr) == (1, f"migrations failed: {line}\n")

@@ -33,9 +33,9 @@ async def admitted(running: Running, token: str) -> bool:
 
 async def test_tells_what_is_left(server: Running, token: Token) -> None:
     async with server.client(token("alice")) as client:
-        answer = await client.get("/api/me")
-    assert answer.headers["ratelimit"].startswith("limit=6000, remaining=")
-    assert answer.headers["ratelimit-policy"] == "6000;w=60"
+        response = await client.get("/api/me")
+    assert response.headers["ratelimit"].startswith("limit=6000, remaining=")
+    assert response.headers["ratelimit-policy"] == "6000;w=60"
 
 
 async def test_refuses_past_the_limit(serve: Serve, token: Token) -> None:
@@ -54,10 +54,10 @@ async def test_refuses_past_the_limit(serve: Serve, token: Token) -> None:
 async def test_counts_strangers_by_address(serve: Serve) -> None:
     with serve(HW_RATELIMIT__HTTP_PER_MINUTE="3", **prefix()) as running:
         async with running.client() as client:
-            answers = [
+            statuses = [
                 (await client.get("/api/me", headers={"Authorization": f"Bearer {i}"})).status_code for i in range(5)
             ]
-    assert answers == [401, 401, 401, 429, 429]
+    assert statuses == [401, 401, 401, 429, 429]
 
 
 async def test_instances_share_the_count(serve: Serve, token: Token) -> None:
@@ -67,8 +67,8 @@ async def test_instances_share_the_count(serve: Serve, token: Token) -> None:
         serve(HW_RATELIMIT__HTTP_PER_MINUTE="6", **same) as two,
     ):
         async with one.client(token("alice")) as first, two.client(token("alice")) as second:
-            answers = [(await client.get("/api/me")).status_code for _ in range(4) for client in (first, second)]
-    assert answers == [200] * 6 + [429] * 2
+            statuses = [(await client.get("/api/me")).status_code for _ in range(4) for client in (first, second)]
+    assert statuses == [200] * 6 + [429] * 2
 
 
 async def test_sockets_have_a_budget_of_their_own(serve: Serve, token: Token) -> None:
@@ -137,12 +137,12 @@ async def test_leases_of_a_crashed_instance_run_out(serve: Serve, token: Token, 
 async def test_without_redis_the_setting_decides(serve: Serve, token: Token, mode: str, status: int) -> None:
     with serve(HW_REDIS__URL="redis://127.0.0.1:1", HW_RATELIMIT__ON_REDIS_DOWN=mode) as running:
         async with running.client(token("alice")) as client:
-            answers = [await client.get("/api/me") for _ in range(3)]
-    assert {answer.status_code for answer in answers} == {status}
+            responses = [await client.get("/api/me") for _ in range(3)]
+    assert {response.status_code for response in responses} == {status}
 
 
 async def test_without_redis_a_process_counts_alone(serve: Serve, token: Token) -> None:
     with serve(HW_REDIS__URL="redis://127.0.0.1:1", HW_RATELIMIT__HTTP_PER_MINUTE="3") as running:
         async with running.client(token("alice")) as client:
-            answers = [await client.get("/api/me") for _ in range(4)]
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+            responses = [await client.get("/api/me") for _ in range(4)]
+    assert [response.status_code for response in responses] == [200, 200, 200, 429]

@@ -53,9 +53,9 @@ async def test_exports_what_the_design_promises(server: Running, token: Token) -
 
 async def test_a_request_can_be_found_in_the_log(server: Running, dave: httpx.AsyncClient) -> None:
     mine = uuid.uuid4().hex
-    answer = await dave.get("/api/notes", headers={"X-Request-ID": mine})
+    response = await dave.get("/api/notes", headers={"X-Request-ID": mine})
     [line] = await until(lambda: server.lines_of(mine))
-    assert answer.headers["x-request-id"] == mine
+    assert response.headers["x-request-id"] == mine
     assert (line["event"], line["level"], line["route"], line["status"]) == ("request", "info", "/api/notes", 200)
     assert (line["user_id"], line["method"]) == ("dave", "GET")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", line["timestamp"])
@@ -65,8 +65,8 @@ async def test_a_request_can_be_found_in_the_log(server: Running, dave: httpx.As
     "given", ["short", "with space in it", "x" * 65, "new\\nline-and-more", "<script>alert</script>"]
 )
 async def test_replaces_an_unusable_request_id(dave: httpx.AsyncClient, given: str) -> None:
-    answer = await dave.get("/api/me", headers={"X-Request-ID": given})
-    assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
+    response = await dave.get("/api/me", headers={"X-Request-ID": given})
+    assert re.fullmatch(r"[0-9a-f]{16}", response.headers["x-request-id"])
 
 
 async def test_every_answer_has_security_headers(dave: httpx.AsyncClient) -> None:
@@ -142,6 +142,21 @@ async def test_a_dead_worker_is_replaced(serve: Serve) -> None:
         await until(lambda: workers_counted(running, 2))
 
 
+async def test_workers_that_crash_without_end_end_the_server(serve: Serve) -> None:
+    async with two_workers(serve) as (running, _):
+        parent = psutil.Process(running.process.pid)
+
+        def ended() -> bool:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for worker in parent.children():
+                    worker.kill()
+            return running.process.poll() is not None
+
+        await until(ended, 60)
+    assert running.process.returncode == 1
+    assert len([line for line in running.log() if line["event"] == "workers_crash_looping"]) == 1
+
+
 async def test_no_worker_outlives_its_parent(serve: Serve) -> None:
     async with two_workers(serve) as (running, workers):
         running.process.kill()
@@ -152,7 +167,7 @@ async def test_no_worker_outlives_its_parent(serve: Serve) -> None:
 async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
     with serve(HW_HTTP__DRAIN_DELAY="1", HW_AUDIT__FLUSH_INTERVAL="30") as running:
         async with running.socket(token("alice")) as socket, running.client(token("alice")) as client:
-            answer = await client.get("/api/notes")
+            response = await client.get("/api/notes")
             running.process.send_signal(signal.SIGTERM)
             health = await until(lambda: _draining(client))
             assert (health.status_code, (await client.get("/api/notes")).status_code) == (503, 200)
@@ -160,13 +175,13 @@ async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncp
             assert await socket.closed() == (1001, "going_away")
         assert await asyncio.to_thread(running.process.wait, 30) == 0
     query = "SELECT count(*) FROM user_actions WHERE request_id = $1"
-    assert await database.fetchval(query, answer.headers["x-request-id"]) == 1
+    assert await database.fetchval(query, response.headers["x-request-id"]) == 1
     assert running.log()[-1]["event"] == "stopped"
 
 
 async def _draining(client: httpx.AsyncClient) -> httpx.Response | None:
-    answer = await client.get("/health")
-    return answer if answer.json()["status"] == "draining" else None
+    response = await client.get("/health")
+    return response if response.json()["status"] == "draining" else None
 
 
 async def test_a_running_request_is_finished(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
@@ -192,8 +207,8 @@ async def test_an_operation_ends_at_its_timeout(serve: Serve, token: Token, data
     with serve(HW_HTTP__REQUEST_TIMEOUT="1") as running:
         async with running.client(token("alice")) as client, database.transaction():
             await database.execute("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE")
-            answers = await asyncio.gather(*(client.get("/api/notes") for _ in range(15)))
-        assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(504, "timeout")}
+            responses = await asyncio.gather(*(client.get("/api/notes") for _ in range(15)))
+        assert {(response.status_code, response.json()["code"]) for response in responses} == {(504, "timeout")}
         async with running.client(token("alice")) as client:
             assert (await client.get("/api/notes")).status_code == 200
 
@@ -228,12 +243,12 @@ async def test_the_document_describes_problems_as_they_are(dave: httpx.AsyncClie
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     for path, methods in document["paths"].items():
         for method in methods.values() if path.startswith("/api") else ():
-            errors = {status: answer for status, answer in method["responses"].items() if status >= "400"}
+            errors = {status: described for status, described in method["responses"].items() if status >= "400"}
             assert errors
-            assert all(answer["content"] == problem and answer["description"] for answer in errors.values())
-    answer = (await dave.get("/api/notes", params={"per_page": 0})).json()
-    assert set(answer) <= document["components"]["schemas"]["Problem"]["properties"].keys()
-    assert set(answer["errors"][0]) == document["components"]["schemas"]["FieldProblem"]["properties"].keys()
+            assert all(error["content"] == problem and error["description"] for error in errors.values())
+    refused = (await dave.get("/api/notes", params={"per_page": 0})).json()
+    assert set(refused) <= document["components"]["schemas"]["Problem"]["properties"].keys()
+    assert set(refused["errors"][0]) == document["components"]["schemas"]["FieldProblem"]["properties"].keys()
 
 
 async def test_the_api_page_needs_nobody_else(server: Running, dave: httpx.AsyncClient) -> None:

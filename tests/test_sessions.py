@@ -102,6 +102,20 @@ async def test_a_socket_asks_while_the_feed_is_broken(guarded: Running, provider
             assert await socket.closed() == (4403, "session_revoked")
 
 
+@pytest.mark.parametrize(("mode", "status"), [("open", 200), ("closed", 503)])
+async def test_without_redis_the_setting_decides(serve: Serve, provider: Provider, mode: str, status: int) -> None:
+    """Whether a session is trusted that nobody can be asked about."""
+    settings = {"HW_REDIS__URL": "redis://127.0.0.1:1", "HW_OIDC__ON_REDIS_DOWN": mode}
+    with serve(**provider.settings(), **settings) as running:
+        async with running.client(provider.token()) as client:
+            responses = [await client.get("/api/me") for _ in range(3)]
+            assert (await client.get("/api/notes/count")).status_code == status
+        async with running.socket() as socket:
+            signed_in = await socket.call("session.authenticate", token=provider.token())
+    assert {response.status_code for response in responses} == {status}
+    assert signed_in.get("error", {}).get("code") == (-32053 if status == 503 else None)
+
+
 def feed_breaks(running: Running) -> int:
     return sum(line["event"] == "revocation_feed_broken" for line in running.log())
 
@@ -137,8 +151,8 @@ async def test_logout_of_a_user_spares_later_sign_ins(guarded: Running, provider
     async with guarded.client() as client:
         await client.post(PATH, data={"logout_token": provider.logout_token(sid=None, sub=sub)})
         for token, status in ((old, 401), (provider.token(sub=sub, iat=now + 5), 200)):
-            answer = await client.get("/api/me", headers={"Authorization": f"Bearer {token}"})
-            assert answer.status_code == status
+            response = await client.get("/api/me", headers={"Authorization": f"Bearer {token}"})
+            assert response.status_code == status
 
 
 async def test_no_limit_stops_the_provider(serve: Serve, provider: Provider) -> None:
@@ -146,7 +160,7 @@ async def test_no_limit_stops_the_provider(serve: Serve, provider: Provider) -> 
     with serve(**provider.settings(), **limits) as running:
         async with running.client() as client:
             sent = [await client.post(PATH, data={"logout_token": provider.logout_token()}) for _ in range(5)]
-    assert {answer.status_code for answer in sent} == {200}
+    assert {response.status_code for response in sent} == {200}
 
 
 DEFECTS: dict[str, Callable[[Provider], str]] = {
@@ -174,8 +188,8 @@ DEFECTS: dict[str, Callable[[Provider], str]] = {
 @pytest.mark.parametrize("defect", DEFECTS)
 async def test_refuses_a_logout_token_with(guarded: Running, provider: Provider, defect: str) -> None:
     async with guarded.client() as client:
-        answer = await client.post(PATH, data={"logout_token": DEFECTS[defect](provider)})
-    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+        response = await client.post(PATH, data={"logout_token": DEFECTS[defect](provider)})
+    assert (response.status_code, response.json()["code"]) == (400, "malformed_request")
 
 
 async def test_refuses_a_logout_without_a_token(guarded: Running) -> None:

@@ -68,33 +68,34 @@ BAD: dict[str, tuple[str, Callable[[Provider], str]]] = {
 async def test_refuses_on_http(guarded: Running, provider: Provider, case: str) -> None:
     reason, make = BAD[case]
     async with guarded.client(make(provider)) as client:
-        answer = await client.get("/api/notes")
-    assert answer.status_code == 401
-    assert answer.json()["code"] == "unauthenticated"
+        response = await client.get("/api/notes")
+    assert response.status_code == 401
+    assert response.json()["code"] == "unauthenticated"
     assert (
-        answer.headers["WWW-Authenticate"] == f'Bearer realm="hw", error="invalid_token", error_description="{reason}"'
+        response.headers["WWW-Authenticate"]
+        == f'Bearer realm="hw", error="invalid_token", error_description="{reason}"'
     )
 
 
 @pytest.mark.parametrize("case", BAD)
 async def test_refuses_on_the_socket(guarded: Running, provider: Provider, case: str) -> None:
     async with guarded.socket() as socket:
-        answer = await socket.call("session.authenticate", token=BAD[case][1](provider))
-        assert answer["error"]["code"] == -32001
+        response = await socket.call("session.authenticate", token=BAD[case][1](provider))
+        assert response["error"]["code"] == -32001
         assert await socket.closed() == (4401, "unauthenticated")
 
 
 @pytest.mark.parametrize("credentials", ["Basic YTpi", "Bearer", "token"])
 async def test_refuses_other_schemes(guarded: Running, credentials: str) -> None:
     async with guarded.client() as client:
-        answer = await client.get("/api/notes", headers={"Authorization": credentials})
-    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+        response = await client.get("/api/notes", headers={"Authorization": credentials})
+    assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
 
 
 async def test_asks_for_a_token(guarded: Running) -> None:
     async with guarded.client() as client:
-        answer = await client.get("/api/me")
-    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="hw"')
+        response = await client.get("/api/me")
+    assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, 'Bearer realm="hw"')
 
 
 async def test_refuses_the_handshake_with_a_bad_header(guarded: Running) -> None:

@@ -30,6 +30,8 @@ log = structlog.get_logger()
 
 BACKLOG = 2048
 RESTART_PAUSE = 1.0  # seconds before a dead worker is replaced
+CRASH_TIME = 10.0  # seconds; a worker that ends sooner after its start has crashed
+CRASHES = 5  # crashes in a row for each worker after which the parent gives up
 CALLS_SHARE = 2 / 3  # of the shutdown's time, for calls and requests to end; the rest is for services and pools
 
 
@@ -138,6 +140,8 @@ class Workers:
         self._timeout = settings.http.drain_delay + settings.http.shutdown_timeout + 5
         self._bound = bound
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._started: dict[int, float] = {}  # by process id
+        self._crashes = 0  # in a row
         self._stopping = False
         self._metrics_folder = ""
         # Workers read the end of the first once this process, which alone holds the second, is gone.
@@ -151,6 +155,9 @@ class Workers:
             environment = {**self._environment, MULTIPROCESS_DIR: folder}
             while not self._stopping:
                 self._processes = [process for process in self._processes if self._alive(process)]
+                if self._crashes >= CRASHES * self._count:
+                    log.error("workers_crash_looping", crashes=self._crashes)
+                    return max(1, self._end())
                 while len(self._processes) < self._count and not self._stopping:
                     self._processes.append(self._start(environment))
                 time.sleep(0.2)
@@ -159,13 +166,17 @@ class Workers:
     def _start(self, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
         passed = [self._bound.fileno(), self._watched]
         command = [sys.executable, "-m", "hw_server.server", *map(str, passed)]
-        return subprocess.Popen(command, env=environment, pass_fds=passed)  # noqa: S603
+        process = subprocess.Popen(command, env=environment, pass_fds=passed)  # noqa: S603
+        self._started[process.pid] = time.monotonic()
+        return process
 
     def _alive(self, process: "subprocess.Popen[bytes]") -> bool:
         code = process.poll()
         if code is None:
             return True
         log.error("worker_ended", pid=process.pid, code=code)
+        crashed = time.monotonic() - self._started.pop(process.pid) < CRASH_TIME
+        self._crashes = self._crashes + 1 if crashed else 0
         # What it counted stays, what it held is gone.
         mark_process_dead(process.pid, path=self._metrics_folder)  # type: ignore[no-untyped-call]
         if not self._stopping:

@@ -70,8 +70,10 @@ class HttpSettings(Group):
         description="Host names answered, comma separated; empty answers any. `*.example.org` matches subdomains.",
     )
     cors_origins: Names = Field((), description="Browser origins allowed to call the API, comma separated.")
-    header_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the head of a request, seconds.")
-    max_header_bytes: int = Field(65_536, ge=1024, description="Largest head of a request that comes in pieces, bytes.")
+    header_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the headers of a request, seconds.")
+    max_header_bytes: int = Field(
+        65_536, ge=1024, description="Largest headers of a request that come in several segments, bytes."
+    )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, bytes.")
     request_timeout: float = Field(10.0, gt=0, le=300, description="Longest time for one operation, seconds.")
     drain_delay: float = Field(
@@ -138,6 +140,9 @@ class OidcSettings(Group):
 class RateLimitSettings(Group):
     http_per_minute: int = Field(6000, ge=1, description="HTTP requests a minute per user or client address.")
     ws_per_minute: int = Field(12_000, ge=1, description="Socket calls a minute per user.")
+    publishes_per_minute: int = Field(
+        600, ge=1, description="Events a minute that a user publishes with `topic.publish`."
+    )
     sockets_per_user: int = Field(100, ge=1, description="Open sockets per user, over all instances.")
     on_redis_down: OnRedisDown = Field(
         "open", description="With Redis out of reach: `open` counts per process, `closed` answers 503."
@@ -156,6 +161,21 @@ class WebSocketSettings(Group):
     send_buffer_bytes: int = Field(1_048_576, ge=4096, description="Unsent bytes after which a slow socket is closed.")
     ping_interval: float = Field(
         20.0, gt=0, le=600, description="Seconds between pings; no answer in the same time closes."
+    )
+
+
+class TopicSettings(Group):
+    poll_interval: float = Field(0.1, gt=0, le=10, description="Longest wait of an event for the relay, seconds.")
+    max_per_socket: int = Field(100, ge=1, le=10_000, description="Topics one socket or event stream subscribes to.")
+    max_topics: int = Field(20_000, ge=1, description="Topics with subscribers at most, per worker.")
+    max_event_bytes: int = Field(65_536, ge=256, le=1_048_576, description="Largest event, bytes of JSON.")
+    max_events: int = Field(1000, ge=1, le=100_000, description="Events that one transaction publishes at most.")
+    recent_bytes: int = Field(
+        67_108_864, ge=65_536, description="Memory for the last events of all topics, bytes per worker."
+    )
+    tries: int = Field(5, ge=1, le=1000, description="Tries before an event that Redis refuses is a dead letter.")
+    wait_replicas: int = Field(
+        0, ge=0, le=10, description="Redis replicas that must hold an event before it leaves the outbox."
     )
 
 
@@ -196,6 +216,7 @@ class Settings(Group):
     oidc: OidcSettings = Field(default_factory=OidcSettings)
     ratelimit: RateLimitSettings = Field(default_factory=RateLimitSettings)
     ws: WebSocketSettings = Field(default_factory=WebSocketSettings)
+    topics: TopicSettings = Field(default_factory=TopicSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 

@@ -8,6 +8,7 @@ from hw_server.operations import Line, PageQuery, Patch, Text
 NOTES_READ, NOTES_WRITE = "notes:read", "notes:write"
 Title = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Body = Annotated[Text, StringConstraints(max_length=5000)]
+NoteOrder = Literal["id", "-id", "title", "-title", "due", "-due"]
 
 
 class Note(BaseModel):
@@ -39,7 +40,7 @@ class NoteQuery(PageQuery):
     title: Text | None = Field(None, max_length=200, description="Part of the title, in any case.")
     due_from: date | None = None
     due_to: date | None = None
-    sort: Literal["id", "-id", "title", "-title"] = Field("id", description="`-` sorts downwards.")
+    sort: NoteOrder = Field("id", description="`-` sorts downwards.")
 
 
 class TagQuery(BaseModel):

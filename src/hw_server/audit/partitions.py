@@ -64,7 +64,7 @@ async def _create(connection: Connection, name: str, first: date, end: date) -> 
     """Rows of that month that are in the default partition are moved to the new one."""
     await connection.execute(f"CREATE TABLE {name} (LIKE user_actions INCLUDING ALL)")
     await connection.execute(
-        f"WITH moved AS (DELETE FROM user_actions_default WHERE occurred_at >= '{first}+00' AND occurred_at < '{end}+00' "
+        f"WITH moved AS (DELETE FROM user_actions_default WHERE occurred_at >= '{first}+00' AND occurred_at < '{end}+00' "  # noqa: S608
         f"RETURNING *) INSERT INTO {name} SELECT * FROM moved"
     )
     await connection.execute(

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from hw_server.audit import repository
-from hw_server.audit.models import AUDIT_READ, AuditEntry, AuditFilter
+from hw_server.audit.models import AUDIT_READ, AuditFilter, AuditQuery, EntryPage
 from hw_server.auth import Principal
 from hw_server.db import Database
 from hw_server.http.dependencies import call_of, provided, require
@@ -34,16 +34,15 @@ async def export(
     call_of(request).resource = "audit-logs"
     now = datetime.now(UTC)
     # Without an end the export would run after the rows that are written meanwhile.
-    until_now = filters.model_copy(update={"until": min(filters.until or now, now)})
+    until_now = {**filters.model_dump(), "until": min(filters.until or now, now), "per_page": PAGE}
 
     async def lines() -> AsyncIterator[bytes]:
-        entries: list[AuditEntry] = []
-        while not entries or len(entries) == PAGE:
-            last = (entries[-1].occurred_at, entries[-1].id) if entries else None
+        page = EntryPage(items=[], per_page=PAGE, next_cursor="")
+        while page.next_cursor is not None:
+            query = AuditQuery(**until_now, cursor=page.next_cursor)
             async with db.read() as connection:
-                entries = await repository.page(connection, until_now, last, PAGE, oldest_first=True)
-            if not entries:
-                return
-            yield b"".join(entry.model_dump_json().encode() + b"\n" for entry in entries)
+                rows = await repository.page(connection, query, repository.OLDEST_FIRST)
+            page = EntryPage.from_rows(rows, query, repository.OLDEST_FIRST)
+            yield b"".join(entry.model_dump_json().encode() + b"\n" for entry in page.items)
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")

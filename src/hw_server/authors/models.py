@@ -8,6 +8,7 @@ from hw_server.operations import Line, PageQuery, Patch, Text
 AUTHORS_READ, AUTHORS_WRITE = "authors:read", "authors:write"
 Name = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Bio = Annotated[Text, StringConstraints(max_length=5000)]
+AuthorOrder = Literal["id", "-id", "name", "-name", "born", "-born"]
 
 
 class Author(BaseModel):
@@ -39,4 +40,4 @@ class AuthorQuery(PageQuery):
     name: Text | None = Field(None, max_length=200, description="Part of the name, in any case.")
     born_from: date | None = None
     born_to: date | None = None
-    sort: Literal["id", "-id", "name", "-name"] = Field("id", description="`-` sorts downwards.")
+    sort: AuthorOrder = Field("id", description="`-` sorts downwards.")

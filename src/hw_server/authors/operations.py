@@ -8,7 +8,7 @@ from hw_server.authors.models import (
     AuthorQuery,
 )
 from hw_server.errors import NotFound
-from hw_server.operations import AfterCommit, CountCache, Cursor, Id, Operations, Page, Provided, Read, Write
+from hw_server.operations import AfterCommit, CountCache, Id, Operations, Page, Provided, Read, Write
 
 operations = Operations("/authors")
 TOTAL = "authors"
@@ -18,17 +18,9 @@ AuthorPage = Page[Author]
 @operations.get("authors.list", role=AUTHORS_READ)
 async def list_authors(db: Read, query: AuthorQuery, counts: Provided[CountCache]) -> AuthorPage:
     """List authors."""
-    column = query.sort.removeprefix("-")
-    after = Cursor.decode(query.cursor, str if column == "name" else int) if query.cursor else None
-    rows = await repository.page(db, query, after)
-    items, more = rows[: query.per_page], len(rows) > query.per_page
-    page = AuthorPage(items=items, per_page=query.per_page)
-    if more:
-        page.next_cursor = Cursor.encode(getattr(items[-1], column))
-    if query.page is not None:
-        page.page = query.page
-        page.total = await counts.get(TOTAL, query, lambda: repository.count(db, query))
-    return page
+    rows = await repository.page(db, query)
+    total = await counts.get(TOTAL, query, lambda: repository.count(db, query))
+    return AuthorPage.from_rows(rows, query, repository.SORT, total)
 
 
 @operations.post("authors.create", role=AUTHORS_WRITE)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hw_server import __version__
-from hw_server.cli import audit, config, migrate, sessions, stack
+from hw_server.cli import audit, config, migrate, new, remove, sessions, stack
 from hw_server.cli.serve import serve
 from hw_server.cli.token import token
 
@@ -25,6 +25,8 @@ app.command()(stack.clean)
 app.command()(serve)
 app.command()(token)
 app.add_typer(migrate.app, name="migrate")
+app.add_typer(new.app, name="new")
+app.add_typer(remove.app, name="remove")
 app.add_typer(config.app, name="config")
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(audit.app, name="audit")

@@ -59,7 +59,7 @@ async def _entries(filters: "AuditFilter", limit: int) -> "list[AuditEntry]":
     db = Database(settings_or_exit(running_environment()).database, Metrics())
     try:
         async with db.read() as connection:
-            return await repository.page(connection, filters, None, limit)
+            return await repository.newest(connection, filters, limit)
     except Unavailable as error:
         typer.echo(f"{error.detail}; see `hw status`, and database.url in `hw config show`", err=True)
         raise typer.Exit(1) from None

@@ -16,6 +16,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import httpx
+
     from hw_server.embedded import ProcessSpec, Stack
     from hw_server.operations import Feature
 
@@ -340,8 +342,18 @@ def _seed(stack: "Stack") -> None:
         for seed in seeds:
             response = http.get(f"{base}{seed.path}?per_page=1")
             if response.status_code == 200 and not response.json()["items"]:
-                added = [http.post(f"{base}{seed.path}", json=dict(row)).status_code for row in seed.rows]
+                ids = {field: _first_ids(http, f"{base}{path}") for field, path in seed.references.items()}
+                rows = [
+                    {**row, **{field: found[number % len(found)] for field, found in ids.items() if found}}
+                    for number, row in enumerate(seed.rows)
+                ]
+                added = [http.post(f"{base}{seed.path}", json=row).status_code for row in rows]
                 _say(f"{added.count(201)} {seed.path.strip('/')} added")
+
+
+def _first_ids(http: "httpx.Client", url: str) -> list[int]:
+    response = http.get(url)
+    return [item["id"] for item in response.json()["items"]] if response.status_code == 200 else []
 
 
 def _features() -> "Sequence[Feature]":

@@ -11,7 +11,7 @@ from hw_server.observability.metrics import Metrics
 from hw_server.redis import AuthRedis, CacheRedis
 
 INTERVAL = 5.0  # seconds between two checks of the background service
-MAX_AGE = 1.0  # seconds a report is given again
+MAX_AGE = 1.0  # seconds; a younger report is not made again
 TIMEOUT = 2.0  # seconds for one component
 
 

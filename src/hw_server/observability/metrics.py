@@ -34,7 +34,7 @@ class Metrics:
         self.http_in_progress = gauge("http_requests_in_progress", "Requests being answered.")
 
         self.http_refused_headers = counter(
-            "http_refused_headers_total", "Connections closed over a request head: late or too_large.", "reason"
+            "http_refused_headers_total", "Connections closed over request headers: late or too_large.", "reason"
         )
 
         # Not `ws_connections`: a counter's family name is its name without `_total`, and two families may not share one.
@@ -54,14 +54,33 @@ class Metrics:
         self.redis_duration = histogram("redis_command_duration_seconds", "Redis round trips.", "purpose")
         self.redis_errors = counter("redis_errors_total", "Redis round trips that failed.", "purpose")
 
-        self.auth_attempts = counter("auth_attempts_total", "Tokens judged; `ok` or the reason refused.", "outcome")
+        self.auth_attempts = counter(
+            "auth_attempts_total", "Tokens verified, by `ok` or the reason of the refusal.", "outcome"
+        )
         self.rate_limit_hits = counter("rate_limit_hits_total", "Requests refused by a limit.", "scope")
         self.rate_limit_fallback = counter("rate_limit_fallback_total", "Decisions made without Redis.", "scope")
 
-        self.audit_rows = counter("audit_rows_total", "Audit rows by what became of them.", "result")
+        self.audit_rows = counter("audit_rows_total", "Audit rows, by where they were written.", "result")
         self.audit_queue = gauge("audit_queue_rows", "Audit rows waiting in memory.")
         self.audit_spill_bytes = gauge("audit_spill_bytes", "Audit rows waiting on disk, bytes.")
         self.audit_flush = histogram("audit_flush_duration_seconds", "Time to write one batch.")
+
+        self.topic_published = counter("topic_events_published_total", "Events taken from the outbox to Redis.")
+        self.topic_received = counter("topic_events_received_total", "Events heard of by processes with subscribers.")
+        self.topic_delivered = counter("topic_deliveries_total", "Events written to subscribers.", "protocol")
+        self.topic_conflated = counter(
+            "topic_events_conflated_total", "Events replaced by newer ones for slow readers."
+        )
+        self.topic_resets = counter("topic_resets_total", "Subscriptions told that events are lost to them.")
+        self.topic_repairs = counter("topic_repairs_total", "Gaps that were read from history.")
+        self.topic_dead_letters = counter("topic_dead_letters_total", "Events given up after their tries.")
+        self.topic_subscriptions = gauge("topic_subscriptions", "Subscriptions of sockets and event streams.")
+        self.topic_channels = gauge("topic_channels", "Topics followed by worker processes.")
+        self.topic_partitions = gauge("topic_relay_partitions", "Partitions of the outbox that are relayed.")
+        self.topic_outbox_lag = Gauge(
+            "topic_outbox_lag_seconds", "Age of the oldest event in the outbox.", registry=self.registry,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
 
         self.workers = gauge("hw_workers", "Worker processes alive.")
         self.workers.set(1)

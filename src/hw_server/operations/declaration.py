@@ -66,7 +66,8 @@ class Operations:
 
     Each method below declares one operation: `name` is `resource.verb`, the JSON-RPC method and the OpenAPI operation id;
     `role` is the role a caller needs, or `public=True` lets everybody in. A method that changes something takes `Write`, or
-    says `audit="direct"` where the change is not in PostgreSQL: its audit row is then written before the answer.
+    says `audit="direct"` where the change is not in PostgreSQL: its audit row is then written before the answer, and a row
+    that neither PostgreSQL nor the disk takes makes that answer a 503, although the change was made.
     """
 
     def __init__(self, prefix: str = "") -> None:

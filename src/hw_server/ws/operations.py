@@ -42,8 +42,9 @@ async def authenticate(
     except Conflict:
         raise
     except DomainError as error:
-        limited = isinstance(error, RateLimited)
-        socket.close_after_response(CloseCode.FLOODING if limited else CloseCode.UNAUTHENTICATED)
+        code = CloseCode.FLOODING if isinstance(error, RateLimited) else CloseCode.UNAUTHENTICATED
+        assert call.after_response is not None
+        call.after_response.append(lambda: socket.close(code))
         raise
     return _signed_in(call, call.caller)
 
