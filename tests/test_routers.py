@@ -111,3 +111,12 @@ async def test_a_body_is_read_for_those_who_may_send_it(filing: Running, token: 
         assert [answer.status_code for answer in answers] == [401, 403]
         assert (await nobody.put("/api/files")).status_code == 404
         assert (await nobody.patch("/api/files/x")).status_code == 405
+
+
+async def test_strangers_write_no_rows_where_no_limit_counts_them(filing: Running, token: Token) -> None:
+    async with filing.client() as nobody, filing.client(token("dave")) as dave:
+        refused = await nobody.post("/api/auth/backchannel-logout", data={"logout_token": "x"})
+        assert refused.status_code == 400
+        assert await rows(filing, token, await nobody.get("/api/files/none"))  # later in the same queue
+        query = {"request_id": refused.headers["x-request-id"]}
+        assert (await dave.get("/api/audit-logs", params=query)).json()["items"] == []

@@ -192,6 +192,18 @@ async def test_an_event_stream_gets_events_and_what_it_missed(
     assert texts == {"two", "three"}
 
 
+async def test_an_event_stream_leaves_one_row(one: Running, tokens: dict[str, str]) -> None:
+    async with one.client(tokens["carol"]) as carol, one.client(tokens["carol"]) as auditor:
+        async with carol.stream("GET", "/api/topics/events", params={"topic": "rooms/1"}) as response:
+            query = {"request_id": response.headers["x-request-id"]}
+        rows = await until(lambda: _rows(auditor, query))
+    assert [(row["action"], row["resource"], row["status"]) for row in rows] == [("topic.events", "topics/events", 200)]
+
+
+async def _rows(auditor: httpx.AsyncClient, query: dict[str, str]) -> Any:
+    return (await auditor.get("/api/audit-logs", params=query)).json()["items"]
+
+
 async def test_a_stream_whose_events_are_gone_is_told(one: Running, tokens: dict[str, str]) -> None:
     async with stream(one, tokens["bob"], "rooms/1", last="rooms%2F1@elsewhere:7") as messages:
         _, event, data = await asyncio.wait_for(anext(messages), 20)

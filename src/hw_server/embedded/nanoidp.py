@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from hw_server.embedded.process import ProcessSpec, serves
 from hw_server.embedded.users import AUDIENCE, CLIENT
 
+PROGRAM = Path(__file__).with_name("nanoidp_server.py")
 # Compared letter by letter: the API documents, the console and a front end, a front end with a route for it.
 REDIRECTS = ("/docs/oauth2-redirect", "/", "/callback")
 
@@ -34,13 +35,16 @@ def spec(
         name="nanoidp",
         port=port,
         # By its path, so that a copy of the project runs its own; -P, as `nanoidp` is also the name of this file.
-        command=[sys.executable, "-P", str(Path(__file__).with_name("nanoidp_server.py")), str(folder), str(port)],
+        command=[sys.executable, "-P", str(PROGRAM), str(folder), str(port)],
         environment={"PATH": os.environ.get("PATH", ""), "PYTHONDONTWRITEBYTECODE": "1"},
         ready=lambda: serves(f"{issuer}/.well-known/openid-configuration"),
         prepare=prepare,
         option="--oidc-port",
         folder=state,
-        started_from={"settings": hashlib.sha256(settings + accounts).hexdigest()},
+        started_from={
+            "program": hashlib.sha256(PROGRAM.read_bytes()).hexdigest(),
+            "settings": hashlib.sha256(settings + accounts).hexdigest(),
+        },
     )
 
 

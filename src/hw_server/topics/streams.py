@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 from urllib.parse import quote, unquote
 
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
 
 from hw_server.auth import Principal
 from hw_server.auth.revocations import Revocation, Revocations
 from hw_server.errors import InvalidInput, Unavailable
-from hw_server.http.dependencies import call_of, provided, require
+from hw_server.http.dependencies import provided, require
 from hw_server.http.problems import problem_responses
-from hw_server.operations import SIGNED_IN, AuditTrail, action_row
+from hw_server.operations import SIGNED_IN
 from hw_server.settings import Settings
 from hw_server.topics.broker import Broker, Channel, Events, Position
 from hw_server.topics.registry import Registry
@@ -152,12 +152,10 @@ class EventStreams:
     responses={200: {"content": {"text/event-stream": {}}}, **problem_responses(401, 403, 404, 422, 429, 500, 503)},
 )
 async def events(
-    request: Request,
-    caller: Annotated[Principal, require(SIGNED_IN)],
+    caller: Annotated[Principal, require(SIGNED_IN, audit="queued")],
     topic: Annotated[list[str], Query(min_length=1, description="Names of topics; may be given several times.")],
     settings: Annotated[Settings, provided(Settings)],
     streams: Annotated[EventStreams, provided(EventStreams)],
-    audit: Annotated[AuditTrail, provided(AuditTrail)],
     last_event_id: Annotated[str | None, Header(max_length=100_000)] = None,
 ) -> StreamingResponse:
     """Follow topics as Server-Sent Events. `Last-Event-ID` brings what was missed, or a `topic.reset` where it is gone."""
@@ -166,7 +164,6 @@ async def events(
         message = f"at most {settings.topics.max_per_socket} topics"
         raise InvalidInput([{"field": "topic", "message": message, "type": "too_long"}])
     stream = await streams.open(caller, names, last_event_id)
-    audit.record(action_row(call_of(request), "topic.events", "topics/events", status=200))
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
