@@ -91,7 +91,7 @@ def create_app(
     admission = Admission(authentication, limiter)
     request_log = RequestLog(settings.log.requests and settings.log.level in ("debug", "info"))
     accounting = Accounting(metrics, request_log)
-    dispatcher = Dispatcher(settings.ws, executor, admission, accounting, metrics)
+    dispatcher = Dispatcher(settings, executor, admission, accounting, metrics)
     endpoint = WebSocketEndpoint(settings, hub, dispatcher.handle, metrics, admission, sign_in, audit, accounting)
     services = [construct(parts) for feature in features for construct in feature.services]
     supervisor = Supervisor([*services, revocations, health, deadlines, hub], on_failure)
@@ -124,7 +124,7 @@ def create_app(
     for feature in features:
         if feature.router is not None:
             api.include_router(feature.router, prefix="/api")
-    add_operations(api.router, executor, sign_in_scheme())
+    add_operations(api.router, executor, sign_in_scheme(), settings.http.max_json_members)
     api.include_router(health_router)
     add_documents(api, settings.oidc, signing_keys)
     add_console(api, settings)

@@ -8,6 +8,7 @@ from hw_server.operations.executor import BoundOperation, Executor, authorize
 from hw_server.operations.feature import Feature, Seed, load_features
 from hw_server.operations.fields import Id, Line, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
+from hw_server.operations.json_limits import limit_members
 from hw_server.operations.pagination import CountCache, Cursor, Page, PageQuery
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "Write",
     "action_row",
     "authorize",
+    "limit_members",
     "load_features",
 ]
