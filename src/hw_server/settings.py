@@ -48,6 +48,7 @@ PRODUCTION_DEFAULTS = {
     "ratelimit.handshakes_per_minute": "600",
     "ratelimit.sockets_per_user": "20",
     "http.drain_delay": "5",
+    "audit.failures_per_minute": "60",
 }
 OnRedisDown = Literal["open", "closed"]
 
@@ -151,6 +152,12 @@ class RateLimitSettings(Group):
         6000, ge=1, description="Attempts to open a socket a minute, per client address and per user."
     )
     sockets_per_user: int = Field(100, ge=1, description="Open sockets per user, over all instances.")
+    calls_per_user: int = Field(
+        8, ge=1, description="Calls of one user that use the database at the same time, per worker; others wait."
+    )
+    waiting_per_user: int = Field(
+        200, ge=1, description="Calls of one user that wait at most, per worker; past it 429."
+    )
     on_redis_down: OnRedisDown = Field(
         "open", description="With Redis out of reach: `open` counts per process, `closed` answers 503."
     )
@@ -183,6 +190,11 @@ class AuditSettings(Group):
         268_435_456, ge=0, description="Bytes on disk at most; past it rows are counted as dropped."
     )
     retention_months: int = Field(12, ge=1, le=240, description="Whole months kept; older partitions are dropped.")
+    failures_per_minute: int = Field(
+        1000,
+        ge=1,
+        description="Rows of refusals and failures a minute, per caller and worker; others are only counted.",
+    )
     record_reads: bool = Field(True, description="Also record reads, not only changes, denials and sign-ins.")
 
 

@@ -1,6 +1,6 @@
 """The heart: one declaration of an operation makes an HTTP route and a JSON-RPC method."""
 
-from hw_server.operations.audit import AuditRow, AuditTrail, action_row
+from hw_server.operations.audit import AuditRow, AuditTrail, FailureLimit, action_row
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, Operation, Operations
@@ -10,6 +10,7 @@ from hw_server.operations.fields import Id, Line, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
 from hw_server.operations.json_limits import limit_members
 from hw_server.operations.pagination import CountCache, Cursor, Page, PageQuery
+from hw_server.operations.turns import Turns
 
 __all__ = [
     "SIGNED_IN",
@@ -22,6 +23,7 @@ __all__ = [
     "Cursor",
     "Deadlines",
     "Executor",
+    "FailureLimit",
     "Feature",
     "Id",
     "Line",
@@ -34,6 +36,7 @@ __all__ = [
     "Seed",
     "Socket",
     "Text",
+    "Turns",
     "Write",
     "action_row",
     "authorize",

@@ -12,7 +12,7 @@ from hw_server.http.middleware import add_default_headers, request_id_of
 from hw_server.http.problems import problem_response
 from hw_server.observability.logging import current_call
 from hw_server.observability.metrics import Metrics
-from hw_server.operations import AuditTrail, Call, action_row
+from hw_server.operations import AuditTrail, Call, FailureLimit, action_row
 from hw_server.ratelimit import Rate
 from hw_server.settings import Settings
 from hw_server.ws.connection import MAX_REFUSALS, Handle, WebSocketConnection
@@ -36,6 +36,7 @@ class WebSocketEndpoint:
         admission: Admission,
         sign_in: SignIn,
         audit: AuditTrail,
+        failures: FailureLimit,
         accounting: Accounting,
     ) -> None:
         self._settings = settings.ws
@@ -48,6 +49,7 @@ class WebSocketEndpoint:
         self._admission = admission
         self._sign_in = sign_in
         self._audit = audit
+        self._failures = failures
         self._accounting = accounting
         self._trusted = settings.http.trusted_proxies
         self._hosts = Hosts(settings.http.allowed_hosts)
@@ -106,8 +108,9 @@ class WebSocketEndpoint:
             assert call.caller is not None
             await self._sign_in.accept(connection, call.caller)
         except DomainError as error:
-            outcome = "denied" if isinstance(error, Unauthenticated) else "failure"
-            self._audit.record(action_row(call, ACTION, outcome=outcome, status=error.status, error=error.code))
+            if self._failures.allows(call):
+                outcome = "denied" if isinstance(error, Unauthenticated) else "failure"
+                self._audit.record(action_row(call, ACTION, outcome=outcome, status=error.status, error=error.code))
             raise
         self._audit.record(action_row(call, ACTION, f"sessions/{call.caller.session_id}", status=200))
 
