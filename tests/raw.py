@@ -56,6 +56,15 @@ class RawClient:
         with contextlib.suppress(ConnectionError):
             self.socket.sendall(data)
 
+    def takes(self, data: bytes, times: int) -> bool:
+        """Whether the server takes all of it."""
+        try:
+            for _ in range(times):
+                self.socket.sendall(data)
+        except ConnectionError:
+            return False
+        return True
+
     def more(self) -> bool:
         """Reads on; False once the server has closed the connection."""
         try:
