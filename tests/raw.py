@@ -87,22 +87,22 @@ class RawClient:
         data, self._buffer = self._buffer[:size], self._buffer[size:]
         return data
 
-    def response(self) -> tuple[int, bytes, bytes]:
+    def response(self, head_only: bool = False) -> tuple[int, bytes, bytes]:
         """Status, head and body of the next response with a length."""
         while b"\r\n\r\n" not in self._buffer:
             if not self.more():
                 raise ConnectionError
         start, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
         length = [line for line in start.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-        body = self.take(int(length[0].partition(b":")[2])) if length else b""
+        body = self.take(int(length[0].partition(b":")[2])) if length and not head_only else b""
         return int(start.split(b" ", 2)[1]), start, body
 
-    def statuses(self) -> list[int]:
+    def statuses(self, head_only: bool = False) -> list[int]:
         """Of all responses until the server closes."""
         found = []
         with contextlib.suppress(ConnectionError):
             while True:
-                found.append(self.response()[0])
+                found.append(self.response(head_only)[0])
         return found
 
     # The socket

@@ -174,6 +174,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_timer()
         version = self.parser.get_http_version()
+        if self._uncounted > self._settings.max_header_bytes:
+            self._stop_parser(TOO_LARGE)
         if version not in ("1.1", "1.0"):
             self._stop_parser(BAD_VERSION)
         if self._hosts != 1 and (self._hosts > 1 or version == "1.1"):
