@@ -5,6 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
+from itertools import islice
 
 import asyncpg
 import httpx
@@ -136,15 +137,21 @@ async def test_a_batch_stops_when_its_answers_are_too_large(serve: Serve, token:
     assert len(text) < 65_536 + one + 50 * 300
 
 
-async def test_batches_side_by_side_share_a_budget(serve: Serve, token: Token) -> None:
+async def test_batches_side_by_side_share_a_budget(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
+    """Eight times fifty lists of 500 kB are 200 MB."""
+    tag = uuid.uuid4().hex
+    notes = [(f"{tag} {index}", "x" * 5_000) for index in range(100)]
+    await database.executemany("INSERT INTO notes (title, text) VALUES ($1, $2)", notes)
     with serve() as running:
         before = memory(running)
         with RawClient(running.url) as client:
             client.handshake(token("alice"))
-            client.send(frame(TEXT, batch(*[call("rpc.discover", index) for index in range(50)])) * 200)
-            await asyncio.sleep(2)
+            client.send(frame(TEXT, batch(*[call("notes.list", title=tag, per_page=100)] * 50)) * 8)
+            answers = [json.loads(payload) for _, payload in islice(client.frames(), 8)]
             grown = memory(running) - before
-    assert grown < 40_000_000
+    await database.execute("DELETE FROM notes WHERE title LIKE $1", f"{tag}%")
+    assert all(answer[-1]["error"]["code"] == -32014 for answer in answers)
+    assert grown < 100_000_000
 
 
 async def test_strangers_are_not_answered_more_than_they_are_worth(server: Running) -> None:
