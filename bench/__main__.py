@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 from tests.notes import environment as notes
 
-from bench import limiters, pools
+from bench import floods, limiters, pools
 from hw_server.embedded import Ports, Stack
 
-PARTS = ("http", "ws", "post", "memory", "audit", "limiter", "pool")
+PARTS = ("http", "ws", "post", "memory", "audit", "limiter", "pool", "flood")
 TICKS = os.sysconf("SC_CLK_TCK")
 SOCKETS = 2000
 BENCH = Path(__file__).parent
@@ -111,6 +111,7 @@ class Bench:
             "HW_RATELIMIT__HTTP_PER_MINUTE": "100000000",
             "HW_RATELIMIT__WS_PER_MINUTE": "100000000",
             "HW_RATELIMIT__SOCKETS_PER_USER": "100000",
+            "HW_RATELIMIT__HANDSHAKES_PER_MINUTE": "100000000",
         }
         self.url = f"http://127.0.0.1:{stack.ports.app}"
         self.floor_url = f"http://127.0.0.1:{stack.ports.app + 1}"
@@ -283,6 +284,21 @@ class Bench:
                 "more than 1",
             )
 
+    def measure_floods(self) -> None:
+        say("a signed-in GET while another client floods")
+        limits = {"HW_RATELIMIT__WS_PER_MINUTE": "1200", "HW_RATELIMIT__HANDSHAKES_PER_MINUTE": "600"}
+        for name in floods.FLOODS:
+            flooder = self.sign_in("bob" if name != "unknown keys" else "dave")
+            with self.ours(**limits, HW_REDIS__KEY_PREFIX=f"{uuid.uuid4().hex}:") as ours:
+                times = floods.times(self.url, self.token, self.seconds)
+                alone, before = times[int(len(times) * 0.99)], memory(ours.pid)
+                during = floods.p99_during(name, self.url, self.token, flooder, self.seconds)
+                grown = (memory(ours.pid) - before) / 1024
+            self.report.value(
+                f"p99 of GET list during: {name}", f"{alone * 1000:.1f} ms alone",
+                f"{during * 1000:.1f} ms, memory {grown:+.0f} MiB", f"{during / alone:.1f}", "at most 3",
+            )  # fmt: skip
+
     def measure_pool(self) -> None:
         say("acquire, work, release: asyncpg's pool and ours")
         for (work, tasks), (theirs, ours) in uvloop.run(pools.compare(self.environment["HW_DATABASE__URL"])).items():
@@ -325,7 +341,7 @@ def main(
             bench.measure_requests(parts)
         measures: dict[str, Callable[[], None]] = {
             "memory": bench.measure_memory, "audit": bench.measure_audit, "limiter": bench.measure_limiter,
-            "pool": bench.measure_pool,
+            "pool": bench.measure_pool, "flood": bench.measure_floods,
         }  # fmt: skip
         for name, measure in measures.items():
             if name in parts:

@@ -21,7 +21,15 @@ BODIES: dict[str, tuple[int, str, bytes]] = {
     "nothing": (400, "malformed_request", b""),
     "invalid UTF-8": (400, "malformed_request", b'{"title": "\xff\xfe"}'),
     "a lone surrogate": (400, "malformed_request", b'{"title": "\\ud800"}'),
-    "deep nesting": (400, "malformed_request", b'{"title":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "deep nesting": (400, "malformed_request", b'{"title":' + b"[" * 4_000 + b"]" * 4_000 + b"}"),
+    "deeper nesting": (413, "payload_too_large", b'{"title":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "lists without end": (413, "payload_too_large", b"[" + b"[]," * 100_000 + b"[]]"),
+    "members without end": (413, "payload_too_large", b'{"":0' + b',"":0' * 100_000 + b"}"),
+    "many unknown fields": (
+        422,
+        "validation_error",
+        b'{"0":0' + b"".join(b',"%d":0' % i for i in range(1, 4_000)) + b"}",
+    ),
     "NaN": (400, "malformed_request", b'{"title": NaN}'),
     "an array": (422, "validation_error", b"[]"),
     "null": (422, "validation_error", b"null"),
@@ -203,7 +211,7 @@ def test_survives_what_is_not_http(server: Running) -> None:
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nX:", b"GET /health/live HTTP/1.1\r\n\r\nGET /he"])
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nX:", b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\nGET /he"])
 def test_waits_for_a_head_only_so_long(serve: Serve, sent: bytes) -> None:
     with serve(HW_HTTP__HEADER_TIMEOUT="0.5") as running:
         with socket.create_connection(("127.0.0.1", int(running.url.rsplit(":", 1)[1])), timeout=10) as raw:

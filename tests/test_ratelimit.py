@@ -74,10 +74,10 @@ async def test_instances_share_the_count(serve: Serve, token: Token) -> None:
 async def test_sockets_have_a_budget_of_their_own(serve: Serve, token: Token) -> None:
     with serve(HW_RATELIMIT__HTTP_PER_MINUTE="1", HW_RATELIMIT__WS_PER_MINUTE="4", **prefix()) as running:
         async with running.socket(token("alice")) as socket:
-            codes = [(await socket.call("ping")).get("error", {}).get("code") for _ in range(4)]
+            codes = [(await socket.call("ping")).get("error", {}).get("code") for _ in range(5)]
         async with running.client(token("alice")) as client:
             assert (await client.get("/api/me")).status_code == 200
-    assert codes == [None, None, None, -32029]
+    assert codes == [None, None, None, None, -32029]
 
 
 async def test_caps_the_sockets_of_a_user(serve: Serve, token: Token) -> None:
@@ -104,7 +104,7 @@ async def test_caps_sockets_that_come_at_once(serve: Serve, token: Token) -> Non
 
 
 async def test_strangers_handshakes_have_a_limit(serve: Serve) -> None:
-    with serve(HW_RATELIMIT__WS_PER_MINUTE="3", **prefix()) as running:
+    with serve(HW_RATELIMIT__HANDSHAKES_PER_MINUTE="3", **prefix()) as running:
         statuses = [await handshake(running), await handshake(running, Authorization="Bearer x")]
         statuses += [await handshake(running) for _ in range(2)]
     assert statuses == [101, 401, 101, 429]
@@ -113,8 +113,8 @@ async def test_strangers_handshakes_have_a_limit(serve: Serve) -> None:
 async def test_calls_before_the_sign_in_count(serve: Serve) -> None:
     with serve(HW_RATELIMIT__WS_PER_MINUTE="3", **prefix()) as running:
         async with running.socket() as socket:
-            codes = [(await socket.call("notes.list"))["error"]["code"] for _ in range(3)]
-    assert codes == [-32001, -32001, -32029]
+            codes = [(await socket.call("notes.list"))["error"]["code"] for _ in range(4)]
+    assert codes == [-32001, -32001, -32001, -32029]
 
 
 async def test_leases_of_a_crashed_instance_run_out(serve: Serve, token: Token, stack: Stack) -> None:

@@ -32,7 +32,7 @@ from hw_server.http.middleware import (
 from hw_server.http.routes import add_operations
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
-from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, Feature
+from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, FailureLimit, Feature, Turns
 from hw_server.operations.events import Outbox
 from hw_server.ratelimit import ConnectionLimiter, RateLimiter
 from hw_server.redis import AuthRedis, CacheRedis, Keys
@@ -93,13 +93,25 @@ def create_app(
             parts.provide(kind, factory)
     audit = parts[AuditTrail]
     deadlines = Deadlines(settings.http.request_timeout)
-    executor = Executor(features, parts, db, audit, parts[Outbox], deadlines, settings.audit.record_reads)
+    limits = settings.ratelimit
+    turns = Turns(
+        settings.database.pool_max,
+        limits.calls_per_user,
+        limits.waiting_per_user,
+        metrics.rate_limit_hits.labels("calls"),
+    )
+    failures = FailureLimit(settings.audit.failures_per_minute, metrics.audit_rows.labels("suppressed"))
+    executor = Executor(
+        features, parts, db, audit, parts[Outbox], deadlines, turns, failures, settings.audit.record_reads
+    )
     openrpc.describe(executor.operations.values(), features)
     admission = Admission(authentication, limiter)
     request_log = RequestLog(settings.log)
     accounting = Accounting(metrics, request_log)
-    dispatcher = Dispatcher(settings.ws, executor, admission, accounting, metrics)
-    endpoint = WebSocketEndpoint(settings, hub, dispatcher.handle, metrics, admission, sign_in, audit, accounting)
+    dispatcher = Dispatcher(settings, executor, admission, accounting, metrics)
+    endpoint = WebSocketEndpoint(
+        settings, hub, dispatcher.handle, metrics, admission, sign_in, audit, failures, accounting
+    )
     services = [construct(parts) for feature in features for construct in feature.services]
     supervisor = Supervisor([*services, revocations, health, deadlines, hub], on_failure)
 
@@ -136,7 +148,7 @@ def create_app(
     for feature in features:
         if feature.router is not None:
             api.include_router(guarded(feature, audit, settings.audit.record_reads))
-    add_operations(api.router, executor, sign_in_scheme())
+    add_operations(api.router, executor, sign_in_scheme(), settings.http.max_json_members)
     api.include_router(health_router)
     add_documents(api, settings.oidc, signing_keys)
     add_console(api, settings)
@@ -157,7 +169,7 @@ def create_app(
         ExceptionMiddleware,
         lambda app: TrustedHostMiddleware(app, settings.http),
         lambda app: BodyLimitMiddleware(app, settings.http),
-        lambda app: AdmissionMiddleware(app, admission, settings.ratelimit.http_per_minute, exempt),
+        lambda app: AdmissionMiddleware(app, admission, settings.ratelimit.http_per_minute, exempt, metrics),
         AsyncExitStackMiddleware,
     ]
     web: ASGIApp = api.router

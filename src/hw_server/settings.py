@@ -46,8 +46,10 @@ Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_spl
 PRODUCTION_DEFAULTS = {
     "ratelimit.http_per_minute": "600",
     "ratelimit.ws_per_minute": "1200",
+    "ratelimit.handshakes_per_minute": "600",
     "ratelimit.sockets_per_user": "20",
     "http.drain_delay": "5",
+    "audit.failures_per_minute": "60",
 }
 OnRedisDown = Literal["open", "closed"]
 
@@ -75,6 +77,15 @@ class HttpSettings(Group):
         65_536, ge=1024, description="Largest headers of a request that come in several segments, bytes."
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, bytes.")
+    max_json_members: int = Field(
+        5_000, ge=100, description="Members and items in one body or message at most, all depths together."
+    )
+    body_timeout: float = Field(
+        30.0, gt=0, le=600, description="Longest wait for the whole body of a request, seconds."
+    )
+    write_timeout: float = Field(
+        30.0, gt=0, le=600, description="Longest wait for a client that does not read, seconds."
+    )
     request_timeout: float = Field(10.0, gt=0, le=300, description="Longest time for one operation, seconds.")
     drain_delay: float = Field(
         0.0,
@@ -143,7 +154,16 @@ class RateLimitSettings(Group):
     publishes_per_minute: int = Field(
         600, ge=1, description="Events a minute that a user publishes with `topic.publish`."
     )
+    handshakes_per_minute: int = Field(
+        6000, ge=1, description="Attempts to open a socket a minute, per client address and per user."
+    )
     sockets_per_user: int = Field(100, ge=1, description="Open sockets per user, over all instances.")
+    calls_per_user: int = Field(
+        8, ge=1, description="Calls of one user that use the database at the same time, per worker; others wait."
+    )
+    waiting_per_user: int = Field(
+        200, ge=1, description="Calls of one user that wait at most, per worker; past it 429."
+    )
     on_redis_down: OnRedisDown = Field(
         "open", description="With Redis out of reach: `open` counts per process, `closed` answers 503."
     )
@@ -158,6 +178,9 @@ class WebSocketSettings(Group):
     max_in_flight: int = Field(16, ge=1, le=1000, description="Calls of one socket that run at the same time.")
     max_batch: int = Field(50, ge=1, le=1000, description="Calls in one batch.")
     max_connections: int = Field(20_000, ge=1, description="Open sockets at most, per worker.")
+    max_pending_bytes: int = Field(
+        524_288, ge=4096, description="Bytes of answers in progress and unsent, per socket; past it calls are refused."
+    )
     send_buffer_bytes: int = Field(1_048_576, ge=4096, description="Unsent bytes after which a slow socket is closed.")
     ping_interval: float = Field(
         20.0, gt=0, le=600, description="Seconds between pings; no answer in the same time closes."
@@ -188,6 +211,11 @@ class AuditSettings(Group):
         268_435_456, ge=0, description="Bytes on disk at most; past it rows are counted as dropped."
     )
     retention_months: int = Field(12, ge=1, le=240, description="Whole months kept; older partitions are dropped.")
+    failures_per_minute: int = Field(
+        1000,
+        ge=1,
+        description="Rows of refusals and failures a minute, per caller and worker; others are only counted.",
+    )
     record_reads: bool = Field(True, description="Also record reads, not only changes, denials and sign-ins.")
 
 

@@ -16,6 +16,7 @@ from hw_server.observability.metrics import Metrics
 from hw_server.settings import DatabaseSettings
 
 KEYWORDS = ("select", "insert", "update", "delete")
+CANCEL_TIMEOUT = 2.0  # seconds for PostgreSQL to cancel a statement
 JITTER = 0.05  # share of the maximum age by which connections expire earlier, so that they are not replaced together
 
 
@@ -158,6 +159,22 @@ class Database:
                 return
         self._idle.append(connection)
 
+    async def reclaim(self, connection: Connection) -> None:
+        """Takes back a connection whose statement was cancelled. asyncpg asks PostgreSQL to cancel it; a connection that is
+        terminated at once takes that request along, and the statement runs on for nobody. As it counts as acquired until
+        then, there are never more cancellations than connections."""
+        try:
+            await connection._protocol._wait_for_cancellation(CANCEL_TIMEOUT)  # type: ignore[attr-defined]
+        except BaseException as error:
+            self.terminate(connection)
+            if not isinstance(error, Exception):
+                raise
+            return
+        if connection.is_closed() or connection.is_in_transaction():
+            self.terminate(connection)
+        else:
+            self.release(connection)
+
     def terminate(self, connection: Connection) -> None:
         """Closes an expired connection, or one in an unknown state, at once: asyncpg's `close` waits for the server."""
         connection.terminate()
@@ -211,6 +228,9 @@ class Acquired:
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         connection = self._connection
         assert connection is not None
+        if isinstance(error, asyncio.CancelledError):
+            await self._db.reclaim(connection)
+            return
         reusable = error is None or isinstance(error, REUSABLE_AFTER)
         if reusable and not connection.is_closed() and not connection.is_in_transaction():
             self._db.release(connection)

@@ -1,6 +1,6 @@
 """The client's address (of the peer, or as trusted proxies report it), and the host names this server is called by."""
 
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from starlette.types import Scope
 
@@ -18,18 +18,29 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 def client_address(scope: Scope, trusted: Networks) -> str | None:
     """The nearest address that is not a trusted proxy; `X-Forwarded-For` of other peers is ignored."""
-    peer: str | None = scope["client"][0] if scope.get("client") else None
+    peer: str | None = unmapped(scope["client"][0]) if scope.get("client") else None
     if not trusted or peer is None or not _within(peer, trusted):
         return peer
     forwarded = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for")
     for part in reversed(forwarded.decode("latin-1").split(",")):
-        address = part.strip()
+        address = unmapped(part.strip())
         if not _is_address(address):
             return peer
         if not _within(address, trusted):
             return address
         peer = address
     return peer
+
+
+def unmapped(address: str) -> str:
+    """The IPv4 address of a peer that came to a socket of both families, `::ffff:192.0.2.1` (RFC 4291, section 2.5.5.2)."""
+    if not address.lower().startswith("::ffff:"):
+        return address
+    try:
+        mapped = IPv6Address(address).ipv4_mapped
+    except ValueError:
+        return address
+    return address if mapped is None else str(mapped)
 
 
 def _is_address(text: str) -> bool:

@@ -15,6 +15,7 @@ from hw_server.http.problems import domain_error, problem_response
 from hw_server.observability.logging import current_call
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import Call
+from hw_server.ratelimit import Rates, client_key
 from hw_server.settings import HttpSettings
 
 log = structlog.get_logger("http")
@@ -22,6 +23,7 @@ log = structlog.get_logger("http")
 CALL = "hw.call"  # the scope's key of this request's Call
 HEADERS = "hw.headers"  # the scope's key of headers for the response, also where an exception makes it
 EXEMPT_PATHS = frozenset({"/health", "/health/live", "/metrics"})  # requested by probes, often and by any host name
+REFUSALS_PER_MINUTE = 60  # of one address, on paths without admission
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
@@ -147,18 +149,30 @@ class BodyLimitMiddleware:
 
 class AdmissionMiddleware:
     """Authentication and rate limit, with the `RateLimit` headers. Whether a caller is needed is for the operation to say.
-    Neither for `exempt` paths."""
+    Neither for `exempt` paths, which a machine calls as often as it must: there each address has a limit on what is refused."""
 
-    def __init__(self, app: ASGIApp, admission: Admission, requests_per_minute: int, exempt: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        admission: Admission,
+        requests_per_minute: int,
+        exempt: frozenset[str],
+        metrics: Metrics,
+    ) -> None:
         self.app = app
         self._admission = admission
+        self._hits = metrics.rate_limit_hits.labels("refused")
         self._limit = requests_per_minute
-        self._exempt = EXEMPT_PATHS | exempt
+        self._exempt = exempt
+        self._refusals = Rates(REFUSALS_PER_MINUTE)
         self._policy = (b"ratelimit-policy", b"%d;w=60" % requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in self._exempt:
+        if scope["path"] in EXEMPT_PATHS:
             await self.app(scope, receive, send)
+            return
+        if scope["path"] in self._exempt:
+            await self._exempted(scope, receive, send)
             return
         call: Call = scope[CALL]
         authorization = None
@@ -174,6 +188,17 @@ class AdmissionMiddleware:
             raise
         scope[HEADERS] = self._headers(*decision[1:])
         await self.app(scope, receive, send)
+
+    async def _exempted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        who = client_key(scope[CALL].client_ip)
+        if self._refusals.exhausted(who):
+            self._hits.inc()
+            raise RateLimited(1)
+        try:
+            await self.app(scope, receive, send)
+        except Exception:
+            self._refusals.take(who)
+            raise
 
     def _headers(self, limit: int, remaining: int, reset: int) -> tuple[tuple[bytes, bytes], ...]:
         """draft-ietf-httpapi-ratelimit-headers, version 7."""

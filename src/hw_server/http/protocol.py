@@ -1,63 +1,346 @@
-"""uvicorn's HTTP protocol with limits on the time and size of request headers, which uvicorn lacks."""
+"""uvicorn's HTTP protocol with limits, which it lacks: every state of a connection ends by a timer, and what a client sends
+ahead, leaves unread or never finishes costs a bounded number of bytes. Also the rules of RFC 9112 that llhttp leaves to the
+server."""
 
 import asyncio
+import re
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from websockets.http11 import MAX_LINE_LENGTH
 
+from hw_server.http.middleware import CALL
 from hw_server.observability.metrics import Metrics
 from hw_server.settings import HttpSettings
 
-TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+MAX_HEADERS = 128
+PIECE = 2048  # bytes parsed before the length of the pipeline is looked at again
+MAX_QUEUED = 8  # requests, besides the one in progress and those of one piece
+DRAIN_BYTES = 1_048_576  # of a body whose request was answered before it was whole, or after an error
+DRAIN_SECONDS = 2.0
+HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
+
+
+def _answer(status: bytes) -> bytes:
+    return b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status
+
+
+BAD_REQUEST = _answer(b"400 Bad Request")
+TIMEOUT = _answer(b"408 Request Timeout")
+TOO_LARGE = _answer(b"431 Request Header Fields Too Large")
+BAD_VERSION = _answer(b"505 HTTP Version Not Supported")
+
+
+class Refused(Exception):
+    """Stops the parser from one of its callbacks."""
+
+
+class PipelineFlow(FlowControl):
+    """`held` keeps requests from resuming what the pipeline has paused."""
+
+    held = False
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Closes a connection whose request headers are not complete `http.header_timeout` seconds after the connection was made
-    or, for a later request, after they began; answers 431 to headers that come in several segments of more than
-    `http.max_header_bytes` together."""
+    flow: PipelineFlow
 
     def __init__(self, *args: Any, settings: HttpSettings, metrics: Metrics, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings = settings
-        self._refused = metrics.http_refused_headers
+        self._refused_headers = metrics.http_refused_headers
+        self._closed = metrics.http_closed
         self._in_headers = False
-        self._received = 0  # bytes of headers that are not complete
-        self._timer: asyncio.TimerHandle | None = None
+        self._in_body = False
+        self._hosts = 0  # `Host` fields of this request
+        self._uncounted = 0  # bytes of a head, or of a body's framing since its last byte
+        self._timer: asyncio.TimerHandle | None = None  # of the head, the body or the drain
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None  # the others wait in the pipeline
+        self._held = b""  # read, but not parsed: the pipeline is full
+        self._draining = False
+        self._dropped = 0  # bytes
+        self._ended = False  # nothing more is parsed
+        self._refusal: bytes | None = None  # why a callback stopped the parser
+        self._last_answer: bytes | None = None  # sent after the responses to the requests before
+
+    # The connection
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._timer = self.loop.call_later(self._settings.header_timeout, self._time_out)
+        self.flow = PipelineFlow(transport)
+        self._timer = self.loop.call_later(self._settings.header_timeout, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.resume_writing()
+        running, self._running = self._running, None
         super().connection_lost(exc)
+        # uvicorn tells only the last of a pipeline that the client has gone.
+        for cycle in (running, *(queued for queued, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+        if running is not None and not running.response_complete:
+            call = running.scope.get(CALL)
+            if call is not None:
+                call.abandon()  # type: ignore[attr-defined]
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(self._settings.write_timeout, self._abort, "unread")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    # In
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        # Headers nearly always come in one segment, and then cost no timer and no count.
-        if self._in_headers:
-            self._received += len(data)
-            if self._received > self._settings.max_header_bytes:
-                self._refused.labels("too_large").inc()
-                self.transport.write(TOO_LARGE)
-                self.transport.close()
-            elif self._timer is None:
-                self._timer = self.loop.call_later(self._settings.header_timeout, self._time_out)
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        if self._ended:
+            self._drop(len(data))
+        elif self._held:
+            self._held += data
+        else:
+            self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        position, size = 0, len(data)
+        while position < size:
+            if len(self.pipeline) >= MAX_QUEUED:
+                self._held = data[position:]
+                self.flow.pause_reading()
+                self.flow.held = True
+                return
+            piece = data if size <= PIECE else data[position : position + PIECE]
+            self._uncounted += len(piece)
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._upgrade(data[position + upgrade.args[0] :])
+                return
+            except httptools.HttpParserError:
+                self._refuse(self._refusal or BAD_REQUEST)
+                return
+            position += len(piece)
+            if self._in_headers or self._in_body:
+                if self._draining:
+                    self._drop(len(piece))
+                if self._uncounted > self._settings.max_header_bytes:
+                    self._refuse(TOO_LARGE)
+                if self._ended:
+                    return
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Headers nearly always come in one segment, and their body with them: then no timer is set."""
+        if self._timer is not None or self.transport.is_closing():
+            return
+        if self._in_body:
+            self._timer = self.loop.call_later(self._settings.body_timeout, self._body_is_late)
+        elif self._in_headers or self._running is None:
+            # The second: line ends between requests, which are no beginning of one (RFC 9112, section 2.2).
+            self._timer = self.loop.call_later(self._settings.header_timeout, self._head_is_late)
 
     def on_message_begin(self) -> None:
-        self._in_headers, self._received = True, 0
+        self._in_headers, self._hosts, self._uncounted = True, 0, 0
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_headers:
+            return  # a trailer: RFC 9110, section 6.5.1 lets a server drop it; as a header it would be believed
+        name = name.lower()
+        if name == b"host":
+            self._hosts += 1
+            if HOST.fullmatch(value) is None:
+                self._stop_parser(BAD_REQUEST)
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        if len(self.headers) == MAX_HEADERS:
+            self._stop_parser(TOO_LARGE)
+        self.headers.append((name, value))
+
     def on_headers_complete(self) -> None:
-        self._in_headers = False
         self._stop_timer()
+        version = self.parser.get_http_version()
+        if self._uncounted > self._settings.max_header_bytes:
+            self._stop_parser(TOO_LARGE)
+        if version not in ("1.1", "1.0"):
+            self._stop_parser(BAD_VERSION)
+        if self._hosts != 1 and (self._hosts > 1 or version == "1.1"):
+            self._stop_parser(BAD_REQUEST)  # RFC 9112, section 3.2
+        if self.url[:1] != b"/":
+            self._use_target()
+        upgrade = self.parser.should_upgrade()
+        if upgrade:
+            self._check_upgrade(version)
+        self._in_headers, self._in_body, self._uncounted = False, True, 0
         super().on_headers_complete()
+        if self.expect_100_continue or (upgrade and not self._should_upgrade()):
+            # Whether the body will come is the client's to choose; llhttp reads none with an upgrade.
+            self.cycle.keep_alive = False
+
+    def _use_target(self) -> None:
+        """A target in absolute-form names the host itself; `*` is the server as a whole (RFC 9112, sections 3.2.2 and 3.2.4)."""
+        if self.url == b"*" and self.parser.get_method() == b"OPTIONS":
+            self.url = b"/*"
+            return
+        try:
+            target = httptools.parse_url(self.url)
+        except httptools.HttpParserInvalidURLError:
+            self._stop_parser(BAD_REQUEST)
+        if target.schema not in (b"http", b"https") or target.host is None or target.userinfo is not None:
+            self._stop_parser(BAD_REQUEST)
+        host = target.host if b":" not in target.host else b"[%s]" % target.host
+        authority = host if target.port is None else b"%s:%d" % (host, target.port)
+        self.headers[:] = [(b"host", authority), *(item for item in self.headers if item[0] != b"host")]
+        self.url = (target.path or b"/") + (b"?" + target.query if target.query else b"")
+
+    def _check_upgrade(self, version: str) -> None:
+        """After the head of an upgrade llhttp reads no body, and the handshake's parser takes shorter lines."""
+        for name, value in self.headers:
+            if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
+                self._stop_parser(BAD_REQUEST)
+        if self._should_upgrade():
+            longest = max(len(name) + len(value) for name, value in self.headers)
+            if max(longest, len(self.url) + 16) + 8 > MAX_LINE_LENGTH:
+                self._stop_parser(TOO_LARGE)
+            if version != "1.1" or self._busy:
+                self._stop_parser(BAD_REQUEST)
+
+    def on_body(self, body: bytes) -> None:
+        self._uncounted = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        if self._timer is not None:
+            self._stop_timer()
+        if self._draining:
+            self._draining = False
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        super().on_message_complete()
+
+    def _upgrade(self, rest: bytes) -> None:
+        if not self._should_upgrade():
+            self._ended = True  # answered as if nothing had been asked; what follows cannot be parsed
+            return
+        self._stop_timer()
+        self.handle_websocket_upgrade()
+        if rest and not self.transport.is_closing():
+            self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
+
+    # Out
+
+    @property
+    def _busy(self) -> bool:
+        return self._running is not None and not self._running.response_complete
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self._running = None
+        if self._last_answer is not None and not self.pipeline and not self.transport.is_closing():
+            self._send_last(self._last_answer)
+            return
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            self.flow.pause_reading()
+        if self._held and len(self.pipeline) < MAX_QUEUED:
+            data, self._held = self._held, b""
+            self.flow.held = False
+            if self.flow.read_paused and not self.pipeline:
+                self.flow.resume_reading()
+            self._feed(data)
+        elif self._in_body and self._running is None:
+            # Answered before the body was whole: a little more of it is worth less than a new connection.
+            self._unset_keepalive_if_required()
+            self._stop_timer()
+            self._draining, self._dropped = True, 0
+            self._timer = self.loop.call_later(DRAIN_SECONDS, self._close, "body")
+
+    # Ends
+
+    def _stop_parser(self, answer: bytes) -> None:
+        self._refusal = answer
+        raise Refused
+
+    def _refuse(self, answer: bytes) -> None:
+        """Nothing more is read as HTTP; requests before this one are answered first."""
+        if answer is TOO_LARGE:
+            self._refused_headers.labels("too_large").inc()
+        else:
+            self._closed.labels("invalid").inc()
+        self._ended = True
+        self._stop_timer()
+        broken = self.cycle if self._in_body else None
+        if broken is not None:
+            broken.disconnected = True
+            broken.message_event.set()
+            if self.pipeline and self.pipeline[0][0] is broken:
+                self.pipeline.popleft()
+        if self._busy and self._running is not broken:
+            self._last_answer = answer
+        elif broken is not None and broken.response_started:
+            self.transport.close()
+        else:
+            self._send_last(answer)
+
+    def _send_last(self, answer: bytes) -> None:
+        """Closing at once would take the answer away from a client that still sends (RFC 9112, section 9.6)."""
+        self._ended, self._held, self._dropped = True, b"", 0
+        self.flow.held = False
+        self.flow.resume_reading()
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        self.transport.write(answer)
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(DRAIN_SECONDS, self.transport.abort)
+
+    def _drop(self, size: int) -> None:
+        self._dropped += size
+        if self._dropped > DRAIN_BYTES:
+            self._close("body")
+
+    def _close(self, reason: str) -> None:
+        self._ended = True
+        self._closed.labels(reason).inc()
+        self.transport.close()
+
+    def _abort(self, reason: str) -> None:
+        self._ended = True
+        self._closed.labels(reason).inc()
+        self.transport.abort()
+
+    def _head_is_late(self) -> None:
+        self._timer = None
+        self._refused_headers.labels("late").inc()
+        self._ended = True
+        self.transport.close()
+
+    def _body_is_late(self) -> None:
+        self._timer = None
+        self._refuse(TIMEOUT)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _time_out(self) -> None:
-        self._refused.labels("late").inc()
-        self.transport.close()

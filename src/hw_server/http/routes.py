@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hw_server.errors import ClientDisconnected, MethodNotAllowed, UnsupportedMediaType
 from hw_server.http.middleware import CALL
 from hw_server.http.problems import problem_responses
-from hw_server.operations import BoundOperation, Call, Executor, role_in_words
+from hw_server.operations import BoundOperation, Call, Executor, limit_members, role_in_words
 from hw_server.operations.declaration import RPC
 from hw_server.operations.signature import BODY, QUERY
 
@@ -47,7 +47,7 @@ class OperationRoute(APIRoute):
         await scope["endpoint"](scope, receive, send)
 
 
-def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect) -> None:
+def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect, max_members: int) -> None:
     """Adds a route below `/api` for each operation that HTTP speaks. Raises ValueError where two have the same."""
     by_path: dict[str, dict[str, ASGIApp]] = {}
     for bound in executor.operations.values():
@@ -58,7 +58,7 @@ def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect
         handlers = by_path.setdefault(operation.path, {})
         if operation.method in handlers:
             raise ValueError(f"operation {operation.name}: {operation.method} {operation.path} is declared twice")
-        handlers[operation.method] = partial(_handle, executor, bound)
+        handlers[operation.method] = partial(_handle, executor, bound, max_members)
         _add_route(router, bound, handlers if first else {}, sign_in)
 
 
@@ -115,9 +115,14 @@ def _declared_endpoint(bound: BoundOperation, sign_in: OpenIdConnect) -> Callabl
     return endpoint
 
 
-async def _handle(executor: Executor, bound: BoundOperation, scope: Scope, receive: Receive, send: Send) -> None:
+async def _handle(
+    executor: Executor, bound: BoundOperation, max_members: int, scope: Scope, receive: Receive, send: Send
+) -> None:
     async def bind() -> dict[str, Any]:
-        body = await _json_body(Request(scope, receive)) if BODY in bound.signature.fields else b""
+        body = b""
+        if BODY in bound.signature.fields:
+            body = await _json_body(Request(scope, receive))
+            limit_members(body, max_members)
         return bound.binder.from_http(scope["path_params"], scope["query_string"], body)
 
     call: Call = scope[CALL]

@@ -36,6 +36,9 @@ class Metrics:
         self.http_refused_headers = counter(
             "http_refused_headers_total", "Connections closed over request headers: late or too_large.", "reason"
         )
+        self.http_closed = counter(
+            "http_connections_closed_total", "Connections closed by the server: invalid, body or unread.", "reason"
+        )
 
         # Not `ws_connections`: a counter's family name is its name without `_total`, and two families may not share one.
         self.ws_open = gauge("ws_connections_open", "Open sockets.")

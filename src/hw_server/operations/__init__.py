@@ -1,6 +1,6 @@
 """The heart: one declaration of an operation makes an HTTP route and a JSON-RPC method."""
 
-from hw_server.operations.audit import AuditRow, AuditTrail, action_row
+from hw_server.operations.audit import AuditRow, AuditTrail, FailureLimit, action_row
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, Operation, Operations, role_in_words
@@ -9,9 +9,11 @@ from hw_server.operations.executor import BoundOperation, Executor, authorize
 from hw_server.operations.feature import Feature, Reference, Seed, load_features
 from hw_server.operations.fields import Id, Line, Patch, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
+from hw_server.operations.json_limits import limit_members
 from hw_server.operations.pagination import CountCache, CursorQuery, Page, PageQuery
 from hw_server.operations.sorting import Sort
 from hw_server.operations.topic import History, Topic
+from hw_server.operations.turns import Turns
 
 __all__ = [
     "SIGNED_IN",
@@ -25,6 +27,7 @@ __all__ = [
     "Deadlines",
     "Events",
     "Executor",
+    "FailureLimit",
     "Feature",
     "History",
     "Id",
@@ -42,9 +45,11 @@ __all__ = [
     "Sort",
     "Text",
     "Topic",
+    "Turns",
     "Write",
     "action_row",
     "authorize",
+    "limit_members",
     "load_features",
     "role_in_words",
 ]

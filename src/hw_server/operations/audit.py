@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple, Protocol
 
+from prometheus_client import Counter
+
 from hw_server.db import Connection
 from hw_server.operations.call import Call
 from hw_server.operations.events import Statement
+from hw_server.ratelimit import Rates, client_key
 
 
 class AuditRow(NamedTuple):
@@ -54,6 +57,21 @@ def action_row(
         (time.perf_counter() - call.started) * 1000,
         error,
     )
+
+
+class FailureLimit:
+    """Bounds the rows of refusals and failures, which a caller can have without end; what goes without is counted."""
+
+    def __init__(self, per_minute: int, suppressed: Counter) -> None:
+        self._rates = Rates(per_minute)
+        self._suppressed = suppressed
+
+    def allows(self, call: Call) -> bool:
+        """Whether there is room for another row of this caller or, where there is none, of this address."""
+        if self._rates.take(call.caller.sub if call.caller else f"address:{client_key(call.client_ip)}"):
+            return True
+        self._suppressed.inc()
+        return False
 
 
 class AuditTrail(Protocol):

@@ -1,6 +1,7 @@
 """Binds what a caller sent, over HTTP or RPC, to the arguments of an operation's function. JSON has types of its own, so its
 values are taken strictly (`"7"` is no number, `0` no date); the texts of a URL are converted."""
 
+import math
 from typing import Annotated, Any, Literal, get_origin
 from urllib.parse import parse_qsl
 
@@ -14,6 +15,8 @@ from hw_server.operations.signature import BODY, QUERY, Signature, model_of
 
 MAX_QUERY_FIELDS = 100
 MAX_PROBLEMS = 50  # named in one answer
+MANY_PROBLEMS = 500  # past it none is named: pydantic makes an object of each
+NOT_FINITE = {"message": "Numbers must be finite", "type": "finite_number"}
 CallId = int | Annotated[str, Field(max_length=200)]
 
 
@@ -32,6 +35,8 @@ class Binder:
         self._url_params = url_params.__pydantic_validator__
         self._body = TypeAdapter(self._fields[BODY]).validator if BODY in self._fields else None
         self._params, self._request = self._request_validator(operation, url_params)
+        # Only these pay for the search for what JSON has no number for.
+        self._floats = any(_may_be_float(TypeAdapter(kind).json_schema()) for kind in self._fields.values())
         self._query_lists = _list_fields(self._fields[QUERY]) if QUERY in self._fields else frozenset()
 
     def from_http(self, path_params: dict[str, Any], query_string: bytes, body: bytes) -> dict[str, Any]:
@@ -71,6 +76,8 @@ class Binder:
         except ValidationError:
             return None
         params = request["params"]
+        if self._floats and not _is_finite(params):
+            return None
         return request["id"], {self._params: params} if self._params else params.__dict__
 
     def from_rpc(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +109,8 @@ class Binder:
                 arguments[BODY] = self._body.validate_json(body, strict=True)
             except ValidationError as error:
                 problems += _field_problems(error, BODY)
+        if self._floats:
+            problems += [NOT_FINITE | {"field": name} for name, value in arguments.items() if not _is_finite(value)]
         if problems:
             raise InvalidInput(problems[:MAX_PROBLEMS])
         return arguments
@@ -141,8 +150,41 @@ def _refuse_non_finite(data: bytes) -> None:
         raise Malformed(f"not valid JSON: {str(error)[:120]}") from None
 
 
+def _may_be_float(schema: Any) -> bool:
+    """Whether what a JSON schema describes can hold a float; what it says nothing of can."""
+    if isinstance(schema, list):
+        return any(map(_may_be_float, schema))
+    if not isinstance(schema, dict):
+        return False
+    untyped = [
+        item
+        for item in schema.get("properties", {}).values()
+        if not {"type", "$ref", "anyOf", "enum", "const"} & {*item}
+    ]
+    open_ended = (
+        schema.get("additionalProperties") is True or schema.get("items") == {} or schema in ({}, {"type": "object"})
+    )
+    return bool(untyped) or open_ended or schema.get("type") == "number" or any(map(_may_be_float, schema.values()))
+
+
+def _is_finite(value: Any) -> bool:
+    """`1e999` is read as infinity, which JSON cannot say back (RFC 8259, section 6)."""
+    match value:
+        case float():
+            return math.isfinite(value)
+        case BaseModel():
+            return all(map(_is_finite, value.__dict__.values()))
+        case dict():
+            return all(map(_is_finite, value.values()))
+        case list() | tuple() | set():
+            return all(map(_is_finite, value))
+    return True
+
+
 def _field_problems(error: ValidationError, part: str) -> list[dict[str, str]]:
     """By field; what is wrong with `part` as a whole is named after it. Raises `Malformed` for what is no JSON."""
+    if error.error_count() > MANY_PROBLEMS:
+        return [{"field": part, "message": f"More than {MANY_PROBLEMS} fields are wrong", "type": "too_many_problems"}]
     problems = []
     for item in error.errors(include_url=False, include_input=False, include_context=False):
         if item["type"] == "json_invalid":

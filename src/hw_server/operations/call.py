@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -6,13 +7,14 @@ from hw_server.auth import Principal
 from hw_server.errors import DomainError
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """One HTTP request or one call of a socket, from its first byte to its answer. `started` is `time.perf_counter()`;
     `refusal` is why there is no caller; `answered` is whether the answer has begun; `socket` is the connection that a call
     came over, None for HTTP; `resource` is what the audit row names instead of the operation's path;
     `after_response` are calls to make once the response was sent over the socket; `asked` holds the fields of the path as the
-    caller sent them, not validated, among others."""
+    caller sent them, not validated, among others; `reading` is the task that serves it, as long as nothing of it has to be
+    finished; `abandoned` is whether its client has gone."""
 
     source: str  # http | ws
     request_id: str
@@ -26,7 +28,15 @@ class Call:
     resource: str | None = None
     after_response: list[Callable[[], None]] | None = None
     asked: Mapping[str, Any] | None = None
+    reading: "asyncio.Task[object] | None" = None
+    abandoned: bool = False
 
     @property
     def user_id(self) -> str | None:
         return self.caller.sub if self.caller else None
+
+    def abandon(self) -> None:
+        """The client has gone: nobody reads the answer, so what only reads is cancelled."""
+        if self.reading is not None and not self.abandoned:
+            self.abandoned = True
+            self.reading.cancel()

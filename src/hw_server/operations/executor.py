@@ -1,5 +1,6 @@
 """Runs an operation for either protocol: role, input, transaction, audit row, serialized answer."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -7,8 +8,16 @@ import structlog
 from pydantic import TypeAdapter
 
 from hw_server.db import Connection, Database
-from hw_server.errors import Conflict, DomainError, Forbidden, InternalError, Timeout, Unauthenticated
-from hw_server.operations.audit import AuditRow, AuditTrail, action_row
+from hw_server.errors import (
+    ClientDisconnected,
+    Conflict,
+    DomainError,
+    Forbidden,
+    InternalError,
+    Timeout,
+    Unauthenticated,
+)
+from hw_server.operations.audit import AuditRow, AuditTrail, FailureLimit, action_row
 from hw_server.operations.binding import Binder
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
@@ -17,6 +26,8 @@ from hw_server.operations.events import Events, Outbox
 from hw_server.operations.feature import Feature, Reference
 from hw_server.operations.injection import AfterCommit, Context
 from hw_server.operations.signature import PATH_FIELD, read_signature
+from hw_server.operations.turns import Turns
+from hw_server.ratelimit import client_key
 from hw_server.runtime.parts import Parts
 
 log = structlog.get_logger()
@@ -47,12 +58,16 @@ class Executor:
         audit: AuditTrail,
         outbox: Outbox,
         deadlines: Deadlines,
+        turns: Turns,
+        failures: FailureLimit,
         record_reads: bool,
     ) -> None:
         self._db = db
         self._audit = audit
         self._outbox = outbox
         self._deadlines = deadlines
+        self._turns = turns
+        self._failures = failures
         self._queued = frozenset({"queued", "reads"} if record_reads else {"queued"})
         self.operations: dict[str, BoundOperation] = {}
         self._words: dict[str, str | Reference] = {}
@@ -77,17 +92,22 @@ class Executor:
             authorize(operation.role, call)
             with self._deadlines.start():
                 arguments = await bind()
-                if signature.connection == "write":
-                    answer = await self._in_transaction(bound, context, arguments)
-                elif signature.connection == "read":
-                    async with self._db.read() as context.connection:
-                        value = await operation.handler(**signature.assemble(arguments, context))
-                else:
+                if signature.connection is None:
                     value = await operation.handler(**signature.assemble(arguments, context))
+                else:
+                    answer, value = await self._with_connection(bound, context, arguments)
                 if signature.connection != "write":
                     answer = None if value is None else bound.dump(value)
                     if operation.audit == "direct":
                         await self._audit.write(_row(operation, call, arguments, value))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not call.abandoned or task is None:
+                raise
+            task.uncancel()
+            gone = ClientDisconnected()
+            self._record_failure(operation, call, arguments, gone)
+            raise gone from None
         except TimeoutError:
             late = Timeout()
             self._record_failure(operation, call, arguments, late)
@@ -105,6 +125,31 @@ class Executor:
         elif operation.audit in self._queued:
             self._audit.record(_row(operation, call, arguments, value))
         return answer
+
+    async def _with_connection(
+        self, bound: BoundOperation, context: Context, arguments: dict[str, Any]
+    ) -> tuple[bytes | None, Any]:
+        """In turn with other callers. Until it writes, a call whose client goes away is cancelled."""
+        operation, call, answer, value = bound.operation, context.call, None, None
+        who = call.caller.sub if call.caller is not None else f"address:{client_key(call.client_ip)}"
+        call.reading = asyncio.current_task()
+        try:
+            if not self._turns.enter(who):
+                await self._turns.wait(who)
+            try:
+                writes = bound.signature.connection == "write"
+                if writes or operation.changes:
+                    call.reading = None
+                if writes:
+                    answer = await self._in_transaction(bound, context, arguments)
+                else:
+                    async with self._db.read() as context.connection:
+                        value = await operation.handler(**bound.signature.assemble(arguments, context))
+            finally:
+                self._turns.leave(who)
+        finally:
+            call.reading = None
+        return answer, value
 
     async def _in_transaction(self, bound: BoundOperation, context: Context, arguments: dict[str, Any]) -> bytes | None:
         """The change and its audit row commit together, before the answer is sent."""
@@ -146,6 +191,8 @@ class Executor:
     def _record_failure(
         self, operation: Operation, call: Call, arguments: dict[str, Any] | None, error: DomainError
     ) -> None:
+        if not self._failures.allows(call):
+            return
         outcome = "denied" if isinstance(error, Unauthenticated | Forbidden) else "failure"
         self._audit.record(_row(operation, call, arguments, None, outcome, error.status, error.code))
 

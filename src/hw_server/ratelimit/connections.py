@@ -1,6 +1,7 @@
 """The limit on open sockets per user over all instances. Each socket holds a lease that its instance renews; leases of a
 crashed instance expire."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from hw_server.errors import RateLimited, Unavailable
@@ -52,6 +53,11 @@ class ConnectionLimiter:
                 raise
             self._fallback.inc()
             free = sum(held == sub for held in self._held.values()) < self._settings.sockets_per_user
+        except BaseException:
+            # Cancelled: Redis may have counted it all the same.
+            self._held[socket_id] = sub
+            await self.release(socket_id)
+            raise
         if not free:
             self._hits.inc()
             raise RateLimited(LEASE, "too many open sockets")
@@ -67,9 +73,9 @@ class ConnectionLimiter:
         except Unavailable:
             return
 
-    async def renew(self) -> None:
-        """Prolongs every lease of this instance."""
-        held = list(self._held.items())
+    async def renew(self, open_sockets: Iterable[str]) -> None:
+        """Prolongs the leases of these sockets."""
+        held = [(socket_id, self._held[socket_id]) for socket_id in open_sockets if socket_id in self._held]
         for start in range(0, len(held), 500):
             part = held[start : start + 500]
             keys = [self._keys.sockets(sub) for _, sub in part]

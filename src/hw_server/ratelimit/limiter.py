@@ -6,6 +6,7 @@ import math
 import time
 from collections import OrderedDict
 from contextvars import Context
+from ipaddress import IPv6Network
 from typing import Any, NamedTuple
 
 from hw_server.errors import RateLimited, Unavailable
@@ -55,6 +56,13 @@ return answers
 """)
 
 
+def client_key(address: str | None) -> str:
+    """What a client's address counts as: one host has a whole /64 of IPv6 (RFC 6177), 2**64 addresses to come from."""
+    if address is None or ":" not in address:
+        return str(address)
+    return str(IPv6Network((address.partition("%")[0], 64), strict=False))
+
+
 class Decision(NamedTuple):
     """`reset` is in whole seconds: when the window ends, or for a refusal when there is room again."""
 
@@ -65,7 +73,8 @@ class Decision(NamedTuple):
 
 
 class RateLimiter:
-    """Limits by scope (`http`, `ws`, `publish`) and caller. Without Redis a local window counts, or every request is refused, as
+    """Limits by scope (`http`, `ws`, `handshake`, `publish`) and caller. Without Redis a local window counts, or every request is
+    refused, as
     `ratelimit.on_redis_down` says."""
 
     def __init__(self, settings: RateLimitSettings, redis: CacheRedis, keys: Keys, metrics: Metrics) -> None:
@@ -76,6 +85,7 @@ class RateLimiter:
             "http": settings.http_per_minute,
             "ws": settings.ws_per_minute,
             "publish": settings.publishes_per_minute,
+            "handshake": settings.handshakes_per_minute,
         }
         self._hits = metrics.rate_limit_hits
         self._fallback = metrics.rate_limit_fallback

@@ -4,21 +4,30 @@ from enum import IntEnum
 from typing import Any
 
 from hw_server import errors
-from hw_server.errors import DomainError, Malformed, NotFound
+from hw_server.errors import DomainError, Malformed, NotFound, PayloadTooLarge
 
 
 class CloseCode(IntEnum):
-    """The reason sent with each is its name in lower case; with 1002 and 1009 it is the library's own words."""
+    """The reason sent with each is its name in lower case. Ranges say what a client does next: after 1001, 1012, 1013 and
+    4500 to 4599 it connects again, after 4400 to 4499 not unchanged."""
 
     GOING_AWAY = 1001  # the server drains; connect again
     PROTOCOL_ERROR = 1002
     BINARY_FRAME = 1003
+    INVALID_DATA = 1007  # a text that is not UTF-8
     MESSAGE_TOO_BIG = 1009
     UNAUTHENTICATED = 4401  # no sign-in in time, or a bad token
     TOKEN_EXPIRED = 4402
     SESSION_REVOKED = 4403
-    SLOW_CONSUMER = 4408  # the client does not read its messages
     FLOODING = 4429  # the client ignores rate limits, or has too many sockets
+    SLOW_CONSUMER = 4508  # the client does not read its messages
+    PING_TIMEOUT = 4509  # the client does not answer pings
+
+
+# The client broke the protocol or a limit: what else it sends is not read.
+FAILURES = frozenset({
+    CloseCode.PROTOCOL_ERROR, CloseCode.BINARY_FRAME, CloseCode.INVALID_DATA, CloseCode.MESSAGE_TOO_BIG, CloseCode.FLOODING,
+})  # fmt: skip
 
 
 class ParseError(Malformed):
@@ -39,9 +48,15 @@ class MethodNotFound(NotFound):
     rpc_code = -32601
 
 
+class ResponseLimit(PayloadTooLarge):
+    code = "response_limit"
+    title = "Response limit"
+    rpc_code = -32014
+
+
 PLATFORM_ERRORS: list[type[DomainError]] = [
     kind
-    for kind in (*vars(errors).values(), ParseError, InvalidRequest, MethodNotFound)
+    for kind in (*vars(errors).values(), ParseError, InvalidRequest, MethodNotFound, ResponseLimit)
     if isinstance(kind, type) and issubclass(kind, DomainError) and kind is not DomainError
 ]
 # Those with a code of their own; the others are known to HTTP alone.

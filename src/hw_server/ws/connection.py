@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,35 +11,45 @@ from prometheus_client import Counter
 from pydantic_core import to_json
 
 from hw_server.auth import Principal
+from hw_server.operations import Call
+from hw_server.ratelimit import Rate
 from hw_server.settings import WebSocketSettings
-from hw_server.ws.codes import CloseCode
+from hw_server.ws.codes import FAILURES, CloseCode
 from hw_server.ws.protocol import DirectWebSocketProtocol, text_frame
 
 log = structlog.get_logger("ws")
 
 MAX_REFUSALS = 200  # by the rate limit in a row, after which the socket is closed
-CLOSE_TIMEOUT = 2.0  # seconds for the peer to answer a close frame
+STRANGER_BYTES = 65_536  # of answers to a socket that has not signed in, in its whole life
 
 Handle = Callable[["WebSocketConnection", bytes], Coroutine[Any, Any, None]]
 
 
 class WebSocketConnection:
     """Belongs to the hub from accept to disconnect. `handle` answers one message; `principal` is None until the sign-in;
-    `outcome` says in metrics how the connection ended."""
+    `outcome` says in metrics how the connection ended; `ready` is whether another message is taken now; `messages` limits
+    them before they are parsed; `calls` are in progress."""
 
     __slots__ = (
-        "_backlog",
+        "_answered",
         "_handle",
         "_in_progress",
+        "_messages",
+        "_pending",
         "_protocol",
         "_refusals",
         "_sent",
         "_settings",
+        "_spent",
+        "_stalled",
+        "calls",
         "client_ip",
         "id",
         "opened",
         "outcome",
         "principal",
+        "ready",
+        "signing_in",
         "topics",
         "user_agent",
         "warned",
@@ -50,6 +59,7 @@ class WebSocketConnection:
         self,
         handle: Handle,
         settings: WebSocketSettings,
+        messages: Rate,
         sent: Counter,
         protocol: DirectWebSocketProtocol,
         client_ip: str | None,
@@ -63,71 +73,104 @@ class WebSocketConnection:
         self.topics: set[str] | None = None  # names of the topics it is subscribed to
         self.warned = False  # whether `session.expiring` was sent for the present token
         self.outcome = "closed_by_client"
+        self.ready = True
+        self.signing_in = False
+        self.calls: set[Call] | None = None
         self._handle = handle
         self._settings = settings
+        self._messages = messages
         self._sent = sent
         self._protocol = protocol
         self._in_progress: set[asyncio.Task[None]] | None = None
-        self._backlog: deque[bytes] | None = None
         self._refusals = 0
+        self._spent = 0.0  # time.monotonic() until which the allowed messages are spent
+        self._pending = 0  # bytes of answers that wait for the rest of their batch
+        self._answered = 0  # bytes sent before the sign-in
+        self._stalled: asyncio.TimerHandle | None = None  # runs while the client does not read
 
     # In
 
-    def on_message(self, data: bytes, is_text: bool) -> None:
-        if not is_text:
-            self.close(CloseCode.BINARY_FRAME)
+    def on_message(self, data: bytes) -> None:
+        now, messages = time.monotonic(), self._messages
+        self._spent = max(self._spent, now) + messages.interval
+        if self._spent > now + messages.tolerance:
+            self.close(CloseCode.FLOODING)
             return
-        if self._in_progress is not None and len(self._in_progress) >= self._settings.max_in_flight:
-            # Frames read with the last call are queued until a call ends; nothing more is read until then.
-            if self._backlog is None:
-                self._backlog = deque()
-            self._backlog.append(data)
-            self._protocol.pause()
-            return
-        self._begin(data)
-
-    def on_control(self) -> None:
-        """After the library may have answered a control frame by itself: pongs that the client does not read fill the buffer,
-        too."""
-        if (too_big := self._protocol.too_big) is not None:
-            self.outcome = (CloseCode.MESSAGE_TOO_BIG if too_big else CloseCode.PROTOCOL_ERROR).name.lower()
-        elif self._protocol.open and self._protocol.unsent > self._settings.send_buffer_bytes:
-            self.outcome = CloseCode.SLOW_CONSUMER.name.lower()
-            self._protocol.abort()
-
-    def _begin(self, data: bytes) -> None:
         if self._in_progress is None:
             self._in_progress = set()
         task = asyncio.get_running_loop().create_task(self._handle(self, data))
         self._in_progress.add(task)
         task.add_done_callback(self._ended)
+        if len(self._in_progress) >= self._settings.max_in_flight:
+            self.ready = False  # what else was read stays where it is until a call ends, and nothing more is read
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         assert self._in_progress is not None
         self._in_progress.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("ws_call_failed", socket=self.id, exc_info=error)
-        if self._backlog:
-            self._begin(self._backlog.popleft())
-        elif self._backlog is not None:
-            self._backlog = None
-            self._protocol.resume()
+        if not self.ready:
+            self._resume()
         if not self._in_progress:
             self._in_progress = None
+
+    def on_writing(self, paused: bool) -> None:
+        """Nothing is read while answers wait for the client to read them; one that never does is closed."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        if paused:
+            self.ready = False
+            seconds = self._settings.ping_interval
+            self._stalled = asyncio.get_running_loop().call_later(seconds, self.close, CloseCode.SLOW_CONSUMER)
+        else:
+            self._resume()
+
+    def _resume(self) -> None:
+        free = self._in_progress is None or len(self._in_progress) < self._settings.max_in_flight
+        if free and self._stalled is None:
+            self.ready = True
+            self._protocol.resume()
 
     @property
     def busy(self) -> bool:
         return bool(self._in_progress)
 
-    def discard_backlog(self) -> None:
-        """After the connection was lost: calls in progress run to their end, queued ones never begin."""
-        self._backlog = None
+    @property
+    def open(self) -> bool:
+        return self._protocol.open
+
+    @property
+    def closed(self) -> bool:
+        """Whether the server has closed it, or it is lost."""
+        return self._protocol.close_sent or self._protocol.disconnected
+
+    def abandon(self) -> None:
+        """After the connection ended: calls that only read are cancelled, changes run to their end."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        for call in self.calls or ():
+            call.abandon()
 
     # Out
 
     def send(self, payload: bytes) -> None:
         """Sends one message."""
+        if self.principal is None:
+            self._answered += len(payload)
         self.send_frame(text_frame(payload))
+
+    @property
+    def room(self) -> bool:
+        """Whether there is room for the answer to another call: in the whole, for a client that has not signed in."""
+        if self.principal is None:
+            return self._answered + self._pending < STRANGER_BYTES
+        return self._pending + self._protocol.unsent < self._settings.max_pending_bytes
+
+    def hold(self, size: int) -> None:
+        """Counts bytes of an answer that is not sent yet; a negative number once it is."""
+        self._pending += size
 
     def send_frame(self, frame: bytes) -> None:
         """Writes a whole frame, or closes a client that does not read. Nothing is dropped silently."""
@@ -155,7 +198,7 @@ class WebSocketConnection:
     def close(self, code: CloseCode) -> None:
         if self._protocol.open:
             self.outcome = code.name.lower()
-            self._protocol.close(code, self.outcome, CLOSE_TIMEOUT)
+            self._protocol.close(code, self.outcome, failed=code in FAILURES)
 
     def count_refusal(self) -> None:
         """Closes a client that goes on after `MAX_REFUSALS` refusals by the rate limit in a row."""

@@ -1,5 +1,6 @@
 """JSON-RPC 2.0: from a text message to an operation, and the response back."""
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -10,12 +11,12 @@ import structlog
 from pydantic_core import from_json, to_json
 
 from hw_server.admission import Accounting, Admission
-from hw_server.errors import DomainError, InternalError, RateLimited
+from hw_server.errors import DomainError, InternalError, PayloadTooLarge, RateLimited
 from hw_server.observability.logging import current_call
 from hw_server.observability.metrics import Metrics
-from hw_server.operations import Call, Executor
-from hw_server.settings import WebSocketSettings
-from hw_server.ws.codes import InvalidRequest, MethodNotFound, ParseError, error_object
+from hw_server.operations import Call, Executor, limit_members
+from hw_server.settings import Settings
+from hw_server.ws.codes import CloseCode, InvalidRequest, MethodNotFound, ParseError, ResponseLimit, error_object
 from hw_server.ws.connection import WebSocketConnection
 
 log = structlog.get_logger("ws")
@@ -30,13 +31,14 @@ class Dispatcher:
 
     def __init__(
         self,
-        settings: WebSocketSettings,
+        settings: Settings,
         executor: Executor,
         admission: Admission,
         accounting: Accounting,
         metrics: Metrics,
     ) -> None:
-        self._max_batch = settings.max_batch
+        self._max_batch = settings.ws.max_batch
+        self._max_members = settings.http.max_json_members
         self._executor = executor
         self._admission = admission
         self._accounting = accounting
@@ -46,26 +48,51 @@ class Dispatcher:
         """Answers one message; never raises for what a client sent."""
         self._received.inc()
         after: list[Callable[[], None]] = []
-        message, arguments = self._parse_valid(data)
-        if message is None:
-            try:
-                message = from_json(data, allow_inf_nan=False)
-            except ValueError:
-                connection.send(_error(None, ParseError(), _request_id()))
-                return
-        if not isinstance(message, list):
-            response = await self._call(connection, message, after, arguments)
-        elif not 0 < len(message) <= self._max_batch:
-            error = InvalidRequest(f"a batch holds 1 to {self._max_batch} calls")
-            response = _error(None, error, _request_id())
+        message, arguments = self._parse(data)
+        if isinstance(message, list):
+            response = await self._batch(connection, message, after)
         else:
-            # In order, so that one client's batch holds one database connection at a time.
-            responses = [item for part in message if (item := await self._call(connection, part, after)) is not None]
-            response = b"[" + b",".join(responses) + b"]" if responses else None
+            response = await self._call(connection, message, after, arguments)
         if response is not None:
             connection.send(response)
         for call in after:
             call()
+
+    async def _batch(
+        self, connection: WebSocketConnection, calls: list[Any], after: list[Callable[[], None]]
+    ) -> bytes | None:
+        """In order, so that one client's batch holds one database connection at a time."""
+        responses: list[bytes] = []
+        size = 0
+        try:
+            for call in calls:
+                response = await self._call(connection, call, after)
+                if not connection.open:
+                    return None
+                if response is not None:
+                    responses.append(response)
+                    size += len(response)
+                    connection.hold(len(response))
+        finally:
+            connection.hold(-size)
+        return b"[" + b",".join(responses) + b"]" if responses else None
+
+    def _parse(self, data: bytes) -> tuple[Any, dict[str, Any] | None]:
+        """The message, or the error that stands in its place, and the arguments where they are bound already."""
+        try:
+            limit_members(data, self._max_members)
+        except PayloadTooLarge as refusal:
+            return refusal, None
+        request, arguments = self._parse_valid(data)
+        if request is not None:
+            return request, arguments
+        try:
+            message = from_json(data, allow_inf_nan=False)
+        except ValueError:
+            return ParseError(), None
+        if isinstance(message, list) and not 0 < len(message) <= self._max_batch:
+            return InvalidRequest(f"a batch holds 1 to {self._max_batch} calls"), None
+        return message, None
 
     def _parse_valid(self, data: bytes) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """Request object and arguments of one valid request, parsed once; None for anything else. The search only guesses
@@ -84,18 +111,29 @@ class Dispatcher:
         after: list[Callable[[], None]],
         arguments: dict[str, Any] | None = None,
     ) -> bytes | None:
-        """The response to one call, None for a notification. `arguments` are those of the operation where they are bound
-        already."""
+        """The response to one call, None for a notification. `message` may be what is wrong instead: a message that is no call
+        counts as one. `after` gets calls to make once the response was sent; `arguments` are those of the operation where they
+        are bound already."""
+        if connection.closed:
+            return None
+        principal = connection.principal
+        if principal is not None and principal.expires_at <= time.time():
+            connection.close(CloseCode.TOKEN_EXPIRED)
+            return None
         call = Call(
             "ws", _request_id(), connection.client_ip, time.perf_counter(),
-            caller=connection.principal, socket=connection, after_response=after,
+            caller=principal, socket=connection, after_response=after,
         )  # fmt: skip
         current_call.set(call)
+        if connection.calls is None:
+            connection.calls = set()
+        connection.calls.add(call)
         method, code, call_id = "invalid", "ok", _usable_id(message)
         try:
-            name, params = _parse(message)
+            await self._admit(connection, call)
+            name, params = _method_and_params(message)
             method = name if name in self._executor.operations else "unknown"
-            result = await self._run(connection, call, name, params, arguments)
+            result = await self._run(call, name, params, arguments)
             response = b'%s%s,"result":%s}' % (PREFIX, to_json(call_id), result or b"null")
         except DomainError as error:
             code = error.code
@@ -104,24 +142,29 @@ class Dispatcher:
             log.exception("ws_call_failed", method=method)
             code = InternalError.code
             response = _error(call_id, InternalError(), call.request_id)
+        finally:
+            connection.calls.discard(call)
         self._accounting.rpc(call, method, code)
         notification = code != InvalidRequest.code and isinstance(message, dict) and "id" not in message
         return None if notification else response
 
-    async def _run(
-        self,
-        connection: WebSocketConnection,
-        call: Call,
-        method: str,
-        params: dict[str, Any],
-        arguments: dict[str, Any] | None,
-    ) -> bytes | None:
+    async def _admit(self, connection: WebSocketConnection, call: Call) -> None:
         try:
             await self._admission.admit("ws", call)
         except RateLimited:
             connection.count_refusal()
             raise
+        if not connection.room:
+            if connection.principal is None:
+                connection.count_refusal()
+            raise ResponseLimit(
+                "the answers in progress are as large as they may be; read them, or send smaller batches"
+            )
         connection.reset_refusals()
+
+    async def _run(
+        self, call: Call, method: str, params: dict[str, Any], arguments: dict[str, Any] | None
+    ) -> bytes | None:
         bound = self._executor.operations.get(method)
         if bound is None:
             raise MethodNotFound(method[:100])
@@ -133,8 +176,10 @@ class Dispatcher:
         return await self._executor.run(bound, call, bind)
 
 
-def _parse(message: Any) -> tuple[str, dict[str, Any]]:
-    """Method and params of a request object; raises `InvalidRequest`."""
+def _method_and_params(message: Any) -> tuple[str, dict[str, Any]]:
+    """Method and params of a request object; raises `InvalidRequest`, or the error that stands in its place."""
+    if isinstance(message, DomainError):
+        raise message
     if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":
         raise InvalidRequest('an object with "jsonrpc": "2.0" is expected')
     method, params = message.get("method"), message.get("params", {})
@@ -151,7 +196,9 @@ def _usable_id(message: Any) -> str | int | float | None:
     value = message.get("id") if isinstance(message, dict) else None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    return None if isinstance(value, str) and len(value) > MAX_ID else value
+    if isinstance(value, str):
+        return value if len(value) <= MAX_ID else None
+    return value if math.isfinite(value) else None  # `1e999` is read as infinity, which JSON cannot say back
 
 
 def _request_id() -> str:

@@ -1,19 +1,21 @@
 """`/web`: the handshake. A raw ASGI application: one coroutine is what an idle socket costs."""
 
+import asyncio
 import time
 
 from starlette.types import Message, Receive, Scope, Send
 
 from hw_server.admission import Accounting, Admission
-from hw_server.errors import DomainError, NotFound, OriginNotAllowed, Unauthenticated, Unavailable
+from hw_server.errors import DomainError, NotFound, OriginNotAllowed, Timeout, Unauthenticated, Unavailable
 from hw_server.http.addresses import Hosts, client_address, header, origin
 from hw_server.http.middleware import add_default_headers, request_id_of
 from hw_server.http.problems import problem_response
 from hw_server.observability.logging import current_call
 from hw_server.observability.metrics import Metrics
-from hw_server.operations import AuditTrail, Call, action_row
+from hw_server.operations import AuditTrail, Call, FailureLimit, action_row
+from hw_server.ratelimit import Rate
 from hw_server.settings import Settings
-from hw_server.ws.connection import Handle, WebSocketConnection
+from hw_server.ws.connection import MAX_REFUSALS, Handle, WebSocketConnection
 from hw_server.ws.hub import Hub
 from hw_server.ws.protocol import PROTOCOL
 from hw_server.ws.sign_in import SignIn
@@ -34,15 +36,20 @@ class WebSocketEndpoint:
         admission: Admission,
         sign_in: SignIn,
         audit: AuditTrail,
+        failures: FailureLimit,
         accounting: Accounting,
     ) -> None:
         self._settings = settings.ws
+        # Past it a client has ignored refusals by the limit on calls, too.
+        self._messages = Rate(settings.ratelimit.ws_per_minute, settings.ratelimit.ws_per_minute + MAX_REFUSALS)
+        self._timeout = settings.http.request_timeout
         self._hub = hub
         self._handle = handle
         self._sent = metrics.ws_messages.labels("out")
         self._admission = admission
         self._sign_in = sign_in
         self._audit = audit
+        self._failures = failures
         self._accounting = accounting
         self._trusted = settings.http.trusted_proxies
         self._hosts = Hosts(settings.http.allowed_hosts)
@@ -59,17 +66,21 @@ class WebSocketEndpoint:
         current_call.set(call)
         protocol = scope[PROTOCOL]
         connection = WebSocketConnection(
-            self._handle, self._settings, self._sent, protocol, call.client_ip, call.user_agent
+            self._handle, self._settings, self._messages, self._sent, protocol, call.client_ip, call.user_agent
         )
-        protocol.deliver_to(connection.on_message, connection.on_control)
         try:
-            await self._admit(scope, call, connection)
+            async with asyncio.timeout(self._timeout):
+                await self._admit(scope, call, connection)
+        except TimeoutError:
+            await self._refuse(Timeout(), call, scope, receive, send)
+            return
         except DomainError as refusal:
             await self._refuse(refusal, call, scope, receive, send)
             return
         self._hub.add(connection)
         try:
             await send({"type": "websocket.accept"})
+            protocol.deliver_to(connection)
             await receive()
         finally:
             await self._hub.remove(connection)
@@ -88,7 +99,7 @@ class WebSocketEndpoint:
         if page is not None and page.decode("latin-1") not in self._origins:
             raise OriginNotAllowed("pages of this origin may not open a socket here")
         authorization = header(scope, b"authorization")
-        await self._admission.admit("ws", call, authorization)
+        await self._admission.handshake(call, authorization)
         if authorization is None:
             return
         try:
@@ -97,8 +108,9 @@ class WebSocketEndpoint:
             assert call.caller is not None
             await self._sign_in.accept(connection, call.caller)
         except DomainError as error:
-            outcome = "denied" if isinstance(error, Unauthenticated) else "failure"
-            self._audit.record(action_row(call, ACTION, outcome=outcome, status=error.status, error=error.code))
+            if self._failures.allows(call):
+                outcome = "denied" if isinstance(error, Unauthenticated) else "failure"
+                self._audit.record(action_row(call, ACTION, outcome=outcome, status=error.status, error=error.code))
             raise
         self._audit.record(action_row(call, ACTION, f"sessions/{call.caller.session_id}", status=200))
 

@@ -58,10 +58,10 @@ class Hub:
             listener(connection)
         self._open.dec()
         self._outcomes.labels(connection.outcome).inc()
-        connection.discard_backlog()
+        connection.abandon()
         if connection.principal is not None:
             _discard(self._by_user, connection.principal.sub, connection)
-            await self._limiter.release(connection.id)
+        await self._limiter.release(connection.id)
 
     def of_user(self, sub: str) -> Collection[WebSocketConnection]:
         return self._by_user.get(sub, ())
@@ -89,7 +89,7 @@ class Hub:
             self._sweep()
             if time.monotonic() - renewed >= RENEWAL:
                 renewed = time.monotonic()
-                await self._limiter.renew()
+                await self._limiter.renew([connection.id for connection in self.connections])
 
     def _sweep(self) -> None:
         now, clock = time.time(), time.monotonic()

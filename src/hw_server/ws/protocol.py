@@ -1,16 +1,32 @@
-"""uvicorn's sans-IO WebSocket protocol (RFC 6455) with a shorter path in and out: a message goes straight to the connection's
-owner, a frame straight to the transport. The handshake, control frames, close and keep-alive stay uvicorn's."""
+"""uvicorn's sans-IO WebSocket protocol with a frame reader of our own (RFC 6455, section 5): a message goes straight to the
+connection's owner, a frame straight to the transport, and no input costs more than its share of a turn of the event loop. The
+handshake, the answer to a close frame and keep-alive stay uvicorn's."""
 
 import struct
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.exceptions import PayloadTooBig
-from websockets.frames import apply_mask  # type: ignore[attr-defined]
+from websockets.exceptions import ProtocolError
+from websockets.frames import (  # type: ignore[attr-defined]
+    Close,
+    Frame,
+    Opcode,
+    apply_mask,
+)
+
+from hw_server.ws.codes import CloseCode
 
 TEXT, CONTROL, MASKED = 0x81, 0x88, 0x80  # a final text frame, the first control frame, the bit of a client's mask
-MAX_CONTROL_PAYLOAD = 125  # bytes (RFC 6455, section 5.5); the library refuses longer ones
+CONTINUATION, LAST_CONTINUATION, FIRST_TEXT, BINARY, FIRST_BINARY = 0x00, 0x80, 0x01, 0x82, 0x02
+CLOSE, PING, PONG = 0x88, 0x89, 0x8A
+MAX_CONTROL_PAYLOAD = 125  # bytes (RFC 6455, section 5.5)
+FRAMES_PER_TURN = 64  # read before other connections have their turn
+MAX_FRAGMENTS = 1024  # of one message
+CONTROL_RATE = 10.0  # control frames a second; a burst is allowed
+CONTROL_BURST = 100
+CLOSE_TIMEOUT = 2.0  # seconds for the peer to answer a close frame
+MAX_DISCARDED = 1_048_576  # bytes read and dropped after the connection failed
+BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 PROTOCOL = "hw.protocol"  # the scope's key of the connection's protocol object
 
 
@@ -24,66 +40,222 @@ def text_frame(payload: bytes) -> bytes:
     return b"\x81\x7f" + struct.pack("!Q", size) + payload
 
 
+class Receiver(Protocol):
+    """The owner of a connection. `ready` is whether it takes another message now; `resume` is for it to call once it does."""
+
+    ready: bool
+
+    def on_message(self, data: bytes) -> None:
+        """Takes a text message in valid UTF-8."""
+
+    def on_writing(self, paused: bool) -> None:
+        """Is told when the client has stopped reading, and when it reads again."""
+
+    def close(self, code: CloseCode) -> None:
+        """Closes the connection, which the client has given a reason for."""
+
+
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
-    on_message: Callable[[bytes, bool], None] | None = None
-    on_control: Callable[[], None] = staticmethod(lambda: None)
-    _partial = b""  # the beginning of a frame
-    _by_library = False  # whether the library parses all frames: after a fragmented message, or one it must refuse
+    # Class attributes: what a socket does not use it does not pay for.
+    receiver: Receiver | None = None
+    _partial: bytearray | None = None  # the beginning of a frame
+    _needed = 0  # bytes of the whole frame, as far as they are known
+    _held = b""  # data that waits for a later turn, from `_offset` on
+    _offset = 0
+    _fragments: list[bytes] | None = None  # of a message that is not complete
+    _fragment_bytes = 0
+    _control_spent = 0.0  # the loop's time until which the allowed control frames are spent
+    _ended = False  # after a close frame or a failure: whatever comes is dropped (RFC 6455, sections 1.4 and 7.1.7)
+    _discarded = 0
 
     def data_received(self, data: bytes) -> None:
-        """Whole text frames are parsed here; everything else goes, frame by frame, to the library."""
-        # Data that comes before the handshake is answered may leave the library in the middle of a frame.
-        self._by_library = self._by_library or (self.handshake_initiated and not self.handshake_complete)
-        if self.on_message is None or self._by_library:
-            super().data_received(data)
-            self.on_control()
-            return
-        if self._partial:
-            data, self._partial = self._partial + data, b""
-        position, end = 0, len(data)
-        while end - position >= 6:
-            kind, size, start = data[position], data[position + 1] & 0x7F, position + 2
-            if size == 126:
-                size, start = int.from_bytes(data[start : start + 2], "big"), start + 2
-            elif size == 127:
-                if end - position < 14:
-                    break
-                size, start = int.from_bytes(data[start : start + 8], "big"), start + 8
-            following = start + 4 + size
-            control = kind >= CONTROL and data[position + 1] >= MASKED and size <= MAX_CONTROL_PAYLOAD
-            if not control and (kind != TEXT or data[position + 1] < MASKED or size > self.config.ws_max_size):
-                self._by_library = True
-                super().data_received(data[position:])
-                self.on_control()
+        if self._ended:
+            self._discarded += len(data)
+            if self._discarded > MAX_DISCARDED:
+                self.transport.abort()
+        elif not self.handshake_initiated:
+            self._read_head(data)
+        elif self.receiver is None or self._held or not self.receiver.ready:
+            # Nothing is handled before the handshake is answered, and nothing is read meanwhile.
+            self._held = self._held[self._offset :] + data
+            self._offset = 0
+            self.pause()
+        elif self._partial is None:
+            self._read(data, 0)
+        else:
+            self._partial += data
+            if len(self._partial) >= self._needed:
+                data, self._partial = bytes(self._partial), None
+                self._read(data, 0)
+
+    def _read_head(self, data: bytes) -> None:
+        """The head comes whole, from uvicorn's HTTP protocol; the library says nothing where it cannot use it."""
+        super().data_received(data)
+        if not self.handshake_initiated:
+            self._ended = True
+            self.transport.write(BAD_REQUEST)
+            self.transport.close()
+
+    def _read(self, data: bytes, position: int) -> None:
+        """Hands on whole frames; keeps the rest."""
+        receiver, end, frames = self.receiver, len(data), 0
+        assert receiver is not None
+        while end - position >= 2:
+            if frames == FRAMES_PER_TURN or not (receiver.ready or self.close_sent):
+                self._held, self._offset = data, position
+                self.pause()
+                if frames == FRAMES_PER_TURN:
+                    self.loop.call_soon(self._continue)
                 return
-            if following > end:
+            kind, second, start = data[position], data[position + 1], position + 2
+            size = second & 0x7F
+            if size == 126:
+                start += 2
+                size = int.from_bytes(data[start - 2 : start], "big")
+            elif size == 127:
+                start += 8
+                size = int.from_bytes(data[start - 8 : start], "big")
+            if start > end:
+                self._needed = start - position
                 break
-            if control:
-                super().data_received(data[position:following])
-                self.on_control()
-            elif not self.close_sent:
-                self.on_message(apply_mask(data[start + 4 : following], data[start : start + 4]), True)
+            if kind != TEXT or second < MASKED or start - position > 2 or self._fragments is not None:
+                failure = self._failure(kind, second, start - position, size)
+                if failure is not None:
+                    receiver.close(failure)
+                    return
+            following = start + 4 + size
+            if following > end:
+                self._needed = following - position
+                break
+            payload = apply_mask(data[start + 4 : following], data[start : start + 4])
+            if kind == TEXT:
+                self._deliver(payload)
+            elif kind >= CONTROL:
+                self._control(kind, payload, data[position:following])
+            else:
+                self._add_fragment(kind, payload)
+            if self._ended:
+                return
             position = following
-        self._partial = data[position:]
+            frames += 1
+        else:
+            self._needed = 2
+        if position < end:
+            self._partial = bytearray(data[position:])
+            self._needed = max(self._needed, 2)
+
+    def _continue(self) -> None:
+        """Takes up held data in a turn of its own."""
+        if self._ended or self.receiver is None or not (self.receiver.ready or self.close_sent):
+            return
+        data, offset = self._held, self._offset
+        self._held, self._offset = b"", 0
+        if data:
+            self._read(data, offset)
+        if not self._held:
+            self._resume_reading()
+
+    def _failure(self, kind: int, second: int, head: int, size: int) -> CloseCode | None:
+        """What is wrong with a frame by its head (RFC 6455, sections 5.2, 5.4 and 5.5)."""
+        minimal = head == 2 or (head == 4 and size > 125) or (head == 10 and 65_535 < size < 2**63)
+        if second < MASKED or kind & 0x70 or not minimal:
+            return CloseCode.PROTOCOL_ERROR
+        if kind & 0x0F >= 8:
+            known = kind in (CLOSE, PING, PONG) and size <= MAX_CONTROL_PAYLOAD
+            return None if known else CloseCode.PROTOCOL_ERROR
+        continues = kind & 0x0F == 0
+        if kind & 0x0F > 2 or continues != (self._fragments is not None):
+            return CloseCode.PROTOCOL_ERROR
+        if kind in (BINARY, FIRST_BINARY):
+            return CloseCode.BINARY_FRAME
+        if size + (self._fragment_bytes if continues else 0) > self.config.ws_max_size:
+            return CloseCode.MESSAGE_TOO_BIG
+        return None
+
+    def _deliver(self, message: bytes) -> None:
+        if self.close_sent:
+            return
+        assert self.receiver is not None
+        if not message.isascii():
+            try:
+                message.decode()
+            except UnicodeDecodeError:
+                self.receiver.close(CloseCode.INVALID_DATA)
+                return
+        self.receiver.on_message(message)
+
+    def _add_fragment(self, kind: int, payload: bytes) -> None:
+        if self._fragments is None:
+            self._fragments, self._fragment_bytes = [], 0
+        self._fragments.append(payload)
+        self._fragment_bytes += len(payload)
+        if kind == LAST_CONTINUATION:
+            message, self._fragments = b"".join(self._fragments), None
+            self._deliver(message)
+        elif len(self._fragments) > MAX_FRAGMENTS:
+            assert self.receiver is not None
+            self.receiver.close(CloseCode.FLOODING)
+
+    def _control(self, kind: int, payload: bytes, frame: bytes) -> None:
+        assert self.receiver is not None
+        now = self.loop.time()
+        self._control_spent = max(self._control_spent, now) + 1 / CONTROL_RATE
+        if kind == CLOSE:
+            self._close_received(payload, frame)
+        elif self._control_spent - now > CONTROL_BURST / CONTROL_RATE:
+            self.receiver.close(CloseCode.FLOODING)
+        elif kind == PING:
+            if self.open:
+                self.transport.write(bytes((PONG, len(payload))) + payload)
+        elif self.pending_ping_payload is not None:
+            self.handle_pong(Frame(Opcode.PONG, payload))
+
+    def _close_received(self, payload: bytes, frame: bytes) -> None:
+        assert self.receiver is not None
+        try:
+            Close.parse(payload)
+        except ProtocolError:
+            self.receiver.close(CloseCode.PROTOCOL_ERROR)
+        except UnicodeDecodeError:
+            self.receiver.close(CloseCode.INVALID_DATA)
+        else:
+            super().data_received(frame)
+            if not self.close_sent:
+                # uvicorn has answered and waits until that is sent, which a client may refuse to read.
+                self.close_timer = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
+        self._drop_input()
+
+    def _drop_input(self) -> None:
+        self._ended = True
+        self._partial = self._fragments = None
+        self._held, self._offset = b"", 0
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
         if hasattr(self, "scope"):
             cast("dict[str, Any]", self.scope)[PROTOCOL] = self
 
-    def send_receive_event_to_app(self) -> None:
-        if self.on_message is None:
-            super().send_receive_event_to_app()
-            return
-        data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
-        self.frames = []
-        if not self.close_sent:
-            self.on_message(bytes(data), self.curr_msg_data_type == "text")
+    def deliver_to(self, receiver: Receiver) -> None:
+        """From now on messages go to `receiver`. Call after the handshake is accepted."""
+        self.receiver = receiver
+        if self._held:
+            self.loop.call_soon(self._continue)
 
-    def deliver_to(self, on_message: Callable[[bytes, bool], None], on_control: Callable[[], None]) -> None:
-        """From now on messages go to `on_message(data, is_text)`; `on_control()` is called after frames that the library may
-        have answered by itself. Call before the handshake is answered."""
-        self.on_message, self.on_control = on_message, on_control
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.receiver is not None:
+            self.receiver.on_writing(paused=True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.receiver is not None:
+            self.receiver.on_writing(paused=False)
+
+    def keepalive_timeout(self) -> None:
+        """uvicorn's way out of this waits for the write buffer of a client that is not there."""
+        self.pong_timer = self.pending_ping_payload = None
+        if self.receiver is not None:
+            self.receiver.close(CloseCode.PING_TIMEOUT)
 
     @property
     def open(self) -> bool:
@@ -98,37 +270,40 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.write(frame)
 
     def pause(self) -> None:
-        if not self.read_paused:
+        if not self.read_paused and not self.transport.is_closing():
             self.read_paused = True
             self.transport.pause_reading()
 
     def resume(self) -> None:
+        """The receiver is ready again."""
+        if self._held:
+            self.loop.call_soon(self._continue)
+        else:
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
         if self.read_paused and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()
 
-    @property
-    def too_big(self) -> bool | None:
-        """Whether the library ended the connection for a message over the size limit (True) or a protocol error (False); None
-        while it has not."""
-        failure = self.conn.parser_exc
-        return None if failure is None else isinstance(failure, PayloadTooBig)
-
-    def abort(self) -> None:
-        """Ends the connection now; the write buffer is lost."""
-        self.transport.abort()
-
     def refused(self) -> None:
         """The handshake was answered with an HTTP error; without this uvicorn logs that it is incomplete."""
-        self.handshake_complete = True
+        self.handshake_complete = self._ended = True
 
-    def close(self, code: int, reason: str, timeout: float) -> None:
-        """Sends a close frame; aborts the connection when the peer has not answered it after `timeout` seconds."""
+    def close(self, code: int, reason: str, *, failed: bool) -> None:
+        """Sends a close frame; aborts the connection when the peer has not answered it in time. After a failure nothing more is
+        read, not even the answer: closing both ways at once would take the close frame away from a client that still
+        sends."""
         if not self.open:
             return
         self.conn.send_close(code, reason)
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
-        self.resume()
+        if failed:
+            self._drop_input()
+            self.transport.write_eof()
+        self._resume_reading()
+        if self._held:
+            self.loop.call_soon(self._continue)
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.close_timer = self.loop.call_later(timeout, self.transport.abort)
+        self.close_timer = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)

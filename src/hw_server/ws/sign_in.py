@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from hw_server.auth import Principal
 from hw_server.auth.authentication import Authentication
-from hw_server.errors import Conflict
+from hw_server.errors import ClientDisconnected, Conflict
 from hw_server.ratelimit import ConnectionLimiter
 from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.hub import Hub
@@ -22,6 +22,8 @@ class SignIn:
 
     async def by_token(self, connection: WebSocketConnection, token: str) -> Principal:
         """Raises `Unauthenticated`, `RateLimited` for a socket too many, or `Unavailable`."""
+        if connection.principal is not None:
+            raise Conflict("the socket is signed in; use session.refresh")
         principal = await self._authentication.authenticate(token, connection.client_ip, connection.user_agent)
         await self.accept(connection, principal)
         return principal
@@ -30,7 +32,17 @@ class SignIn:
         """Signs an authenticated caller in. Raises `RateLimited` for a socket too many, or `Unavailable`."""
         if connection.principal is not None:
             raise Conflict("the socket is signed in; use session.refresh")
-        await self._limiter.acquire(principal.sub, connection.id)
+        if connection.signing_in:
+            raise Conflict("the socket is being signed in")
+        connection.signing_in = True
+        try:
+            await self._limiter.acquire(principal.sub, connection.id)
+        finally:
+            connection.signing_in = False
+        if not connection.open:
+            # The hub may have let go of it before there was a lease to give back.
+            await self._limiter.release(connection.id)
+            raise ClientDisconnected
         connection.principal, connection.warned = principal, False
         self._hub.signed_in(connection)
 

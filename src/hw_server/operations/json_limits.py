@@ -1,0 +1,21 @@
+"""Limits on JSON before it is validated: a validator makes an error of each unknown member, a parser an object of each list,
+so that one MiB of them stops the event loop for a second."""
+
+import re
+
+from hw_server.errors import PayloadTooLarge
+
+# Also one that does not end, so that no text is searched twice.
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+
+
+def limit_members(data: bytes, limit: int) -> None:
+    """Raises `PayloadTooLarge` where more than `limit` members, items, objects and lists are in a text."""
+    if len(data) <= limit or _marks(data) <= limit:
+        return
+    if _marks(STRING.sub(b"", data)) > limit:
+        raise PayloadTooLarge(f"at most {limit} members and items in one JSON text")
+
+
+def _marks(data: bytes) -> int:
+    return data.count(b",") + data.count(b"[") + data.count(b"{")

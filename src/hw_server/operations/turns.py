@@ -1,0 +1,80 @@
+"""Who may use the database next. One caller's calls never take all connections of the pool, and those that wait are served
+caller by caller in turn, not in the order in which the busiest filled the queue."""
+
+import asyncio
+from collections import deque
+
+from prometheus_client import Counter
+
+from hw_server.errors import RateLimited
+
+
+class Turns:
+    """`capacity` calls at the same time, `per_caller` of one caller; `waiting_per_caller` of each wait, and more are refused."""
+
+    def __init__(self, capacity: int, per_caller: int, waiting_per_caller: int, refused: Counter) -> None:
+        self._free = capacity
+        self._per_caller = per_caller
+        self._waiting_per_caller = waiting_per_caller
+        self._refused = refused
+        self._running: dict[str, int] = {}
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._next: deque[str] = deque()  # callers that wait and may have another, each once, in turn
+
+    def enter(self, who: str) -> bool:
+        """Takes a turn without waiting, where there is one."""
+        running = self._running.get(who, 0)
+        if not self._free or running >= self._per_caller:
+            return False
+        self._running[who] = running + 1
+        self._free -= 1
+        return True
+
+    async def wait(self, who: str) -> None:
+        """Waits for the turn that `enter` did not get. Raises `RateLimited` where too many wait already."""
+        waiting = self._waiting.setdefault(who, deque())
+        if len(waiting) >= self._waiting_per_caller:
+            self._refused.inc()
+            raise RateLimited(1, "too many calls at the same time")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not waiting and self._running.get(who, 0) < self._per_caller:
+            self._next.append(who)
+        waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self.leave(who)  # it came in the same turn of the loop
+            elif turn in waiting:
+                waiting.remove(turn)
+                self._forget(who)
+            raise
+
+    def leave(self, who: str) -> None:
+        """Gives the turn back, to whom it is next."""
+        running = self._running[who]
+        if running == 1:
+            del self._running[who]
+        else:
+            self._running[who] = running - 1
+        self._free += 1
+        if not self._waiting:
+            return
+        if running == self._per_caller and who in self._waiting:
+            self._next.append(who)
+        while self._next and self._free:
+            self._grant(self._next.popleft())
+
+    def _grant(self, who: str) -> None:
+        waiting = self._waiting.get(who)
+        while waiting and waiting[0].done():
+            waiting.popleft()  # cancelled in this turn of the loop
+        if waiting and self.enter(who):
+            waiting.popleft().set_result(None)
+        self._forget(who)
+        if who in self._waiting and self._running.get(who, 0) < self._per_caller:
+            self._next.append(who)
+
+    def _forget(self, who: str) -> None:
+        if not self._waiting.get(who, True):
+            del self._waiting[who]
