@@ -64,8 +64,6 @@ class Copy:
         program, *arguments = command.split()
         # A worker number of its own, and so ports of its own.
         environment = {**os.environ, "PYTHONPATH": self.path, "PYTEST_XDIST_WORKER": "gw9", **self.settings}
-        if program == "hw":  # the installed script, like any other, is the environment's: it takes the copy's package
-            environment["HWSTATE"] = str(self.root / ".hw")
         return subprocess.run(
             [str(Path(sys.executable).parent / program), *arguments, *more],
             cwd=self.root, env=environment, capture_output=True, text=True, check=False,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from hw_server.operations import ${"Id, " if parent else ""}Line, PageQuery, Text
+from hw_server.operations import ${"Id, " if parent else ""}Line, PageQuery, Patch, Text
 
 ${upper}_READ, ${upper}_WRITE = "${name}:read", "${name}:write"
 Name = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
@@ -34,15 +34,13 @@ class ${cls}Create(BaseModel):
 % endif
 
 
-class ${cls}Patch(BaseModel):
-    """What is left out stays as it is; the defaults are never read, and a factory keeps them out of the documents."""
+class ${cls}Patch(Patch):
+    """What is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    name: Name = Field(default_factory=str)
-    description: Description = Field(default_factory=str)
+    name: Name = ""
+    description: Description = ""
 % if parent:
-    ${parent.singular}_id: Id = Field(default_factory=int)
+    ${parent.singular}_id: Id = 0
 % endif
 
 
