@@ -58,6 +58,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_headers = False
         self._in_body = False
         self._hosts = 0  # `Host` fields of this request
+        self._host: bytes | None = None  # the last one that was looked at
         self._uncounted = 0  # bytes of a head, or of a body's framing since its last byte
         self._timer: asyncio.TimerHandle | None = None  # of the head, the body or the drain
         self._write_timer: asyncio.TimerHandle | None = None
@@ -163,18 +164,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         name = name.lower()
         if name == b"host":
             self._hosts += 1
-            if HOST.fullmatch(value) is None:
-                self._stop_parser(BAD_REQUEST)
+            if value != self._host:
+                if HOST.fullmatch(value) is None:
+                    self._stop_parser(BAD_REQUEST)
+                self._host = value
         elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
-        if len(self.headers) == MAX_HEADERS:
-            self._stop_parser(TOO_LARGE)
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
         version = self.parser.get_http_version()
-        if self._uncounted > self._settings.max_header_bytes:
+        if len(self.headers) > MAX_HEADERS or self._uncounted > self._settings.max_header_bytes:
             self._stop_parser(TOO_LARGE)
         if version not in ("1.1", "1.0"):
             self._stop_parser(BAD_VERSION)
