@@ -128,6 +128,19 @@ class OidcSettings(Group):
     jwks_cooldown: float = Field(
         10.0, ge=0, le=3600, description="Time without fetches after one for an unknown key was in vain, seconds."
     )
+    jwks_max_age: float = Field(
+        300.0, gt=0, le=86_400, description="Age at which the provider's keys are fetched again, seconds."
+    )
+    jwks_max_stale: float = Field(
+        86_400.0,
+        gt=0,
+        description="Longest time the keys last fetched count while the provider is out of reach, seconds.",
+    )
+    session_max_age: float = Field(
+        36_000.0,
+        ge=60,
+        description="Longest session of the provider, seconds: revocations last as long. Offline sessions may be longer.",
+    )
     timeout: float = Field(3.0, gt=0, le=30, description="Longest wait for the provider, seconds.")
     token_cache_size: int = Field(10_000, ge=0, description="Verified tokens kept in memory, per worker.")
     on_redis_down: OnRedisDown = Field(
@@ -281,6 +294,8 @@ def _conflicts(settings: Settings) -> list[str]:
         problems.append(
             "oidc.issuer: must not end with a slash; it is compared with the token's `iss` letter by letter"
         )
+    if settings.oidc.jwks_max_stale < settings.oidc.jwks_max_age:
+        problems.append("oidc.jwks_max_stale: must not be shorter than oidc.jwks_max_age")
     if settings.redis.cache_db == settings.redis.auth_db:
         problems.append("redis.auth_db: must differ from redis.cache_db")
     for name, origins in (
@@ -305,6 +320,11 @@ def _production(settings: Settings) -> list[str]:
         problems.append("oidc.issuer: must be https in production")
     if not settings.http.public_url.startswith("https://"):
         problems.append("http.public_url: must be https in production")
+    if "on_redis_down" not in settings.oidc.model_fields_set:
+        problems.append(
+            "oidc.on_redis_down: must be set in production: `open` lets ended sessions in again while Redis is out of reach, "
+            f"`closed` refuses everybody ({variable_of('oidc.on_redis_down')})"
+        )
     if not settings.http.allowed_hosts:
         problems.append("http.allowed_hosts: must name the hosts to answer in production")
     for name, password in (

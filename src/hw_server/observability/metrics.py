@@ -65,6 +65,9 @@ class Metrics:
         self.audit_spill_bytes = gauge("audit_spill_bytes", "Audit rows waiting on disk, bytes.")
         self.audit_flush = histogram("audit_flush_duration_seconds", "Time to write one batch.")
 
+        self.service_failures = counter(
+            "service_item_failures_total", "Items that a background service could not process.", "service"
+        )
         self.workers = gauge("hw_workers", "Worker processes alive.")
         self.workers.set(1)
 

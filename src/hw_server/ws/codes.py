@@ -14,6 +14,7 @@ class CloseCode(IntEnum):
     PROTOCOL_ERROR = 1002
     BINARY_FRAME = 1003
     MESSAGE_TOO_BIG = 1009
+    TRY_AGAIN_LATER = 1013  # what the sign-in needs is out of reach
     UNAUTHENTICATED = 4401  # no sign-in in time, or a bad token
     TOKEN_EXPIRED = 4402
     SESSION_REVOKED = 4403

@@ -2,7 +2,7 @@
 
 from hw_server.auth import Principal
 from hw_server.auth.authentication import Authentication
-from hw_server.errors import Conflict
+from hw_server.errors import Conflict, DomainError
 from hw_server.ratelimit import ConnectionLimiter
 from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.hub import Hub
@@ -23,10 +23,17 @@ class SignIn:
         return principal
 
     async def accept(self, connection: WebSocketConnection, principal: Principal) -> None:
-        """Signs an authenticated caller in. Raises `RateLimited` for a socket too many, or `Unavailable`."""
+        """Signs an authenticated caller in. Raises `RateLimited` for a socket too many, `Unauthenticated` for a session revoked
+        since, or `Unavailable`."""
         if connection.principal is not None:
             raise Conflict("the socket is signed in; use session.refresh")
         await self._limiter.acquire(principal.sub, connection.id)
+        try:
+            # Revoked since its token was verified: the hub, which closes revoked sockets, did not know this one yet.
+            await self._authentication.recheck(principal)
+        except DomainError:
+            await self._limiter.release(connection.id)
+            raise
         connection.principal, connection.warned = principal, False
         self._hub.signed_in(connection)
 
