@@ -14,6 +14,8 @@ class Proxy:
     def __init__(self, port: int) -> None:
         self._target = port
         self._silent: list[threading.Event] = []
+        self._sockets: list[socket.socket] = []
+        self._pumps: list[threading.Thread] = []
         self.hold_at = self.mute_at = b""
         self.held, self.release, self.muted = threading.Event(), threading.Event(), threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -23,10 +25,18 @@ class Proxy:
     @contextlib.contextmanager
     def running(cls, port: int) -> "Iterator[Proxy]":
         proxy = cls(port)
-        threading.Thread(target=proxy._accept, daemon=True).start()
+        accepting = threading.Thread(target=proxy._accept, daemon=True)
+        accepting.start()
         yield proxy
         proxy.release.set()
-        proxy._listener.close()
+        for open_ in (proxy._listener, *proxy._sockets):
+            with contextlib.suppress(OSError):
+                open_.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+        for pump in proxy._pumps:
+            pump.join()
+        for open_ in (proxy._listener, *proxy._sockets):
+            open_.close()
 
     def swallow(self) -> None:
         for silent in self._silent:
@@ -39,8 +49,10 @@ class Proxy:
                 server = socket.create_connection(("127.0.0.1", self._target))
                 silent = threading.Event()
                 self._silent.append(silent)
-                threading.Thread(target=self._pump, args=(client, server, silent, True), daemon=True).start()
-                threading.Thread(target=self._pump, args=(server, client, silent, False), daemon=True).start()
+                self._sockets += (client, server)
+                for arguments in ((client, server, silent, True), (server, client, silent, False)):
+                    self._pumps.append(threading.Thread(target=self._pump, args=arguments, daemon=True))
+                    self._pumps[-1].start()
 
     def _pump(self, source: socket.socket, target: socket.socket, silent: threading.Event, asking: bool) -> None:
         with contextlib.suppress(OSError):

@@ -202,7 +202,7 @@ class Revocations:
                 self._add(Revocation.parse(entry.decode(), float(until), details.get(entry)))
             except Exception:
                 self._failures.inc()
-                log.exception("revocation_failed", entry=entry[:300])
+                log.exception("revocation_failed", entry=repr(entry)[:300])
 
     def _add(self, revocation: Revocation) -> None:
         if self._entries.get(revocation.entry) == revocation:
