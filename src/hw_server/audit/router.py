@@ -10,12 +10,15 @@ from fastapi.responses import StreamingResponse
 from hw_server.audit import repository
 from hw_server.audit.models import AUDIT_READ, AuditEntry, AuditFilter
 from hw_server.auth import Principal
+from hw_server.auth.authentication import Authentication
 from hw_server.db import Database
+from hw_server.errors import DomainError
 from hw_server.http.dependencies import call_of, provided, require
 from hw_server.http.problems import problem_responses
 from hw_server.operations import AuditTrail, action_row
 
 PAGE = 500
+ACTION, RESOURCE = "audit.export", "audit-logs"
 router = APIRouter(prefix="/audit-logs", tags=["audit"])
 
 
@@ -31,22 +34,34 @@ async def export(
     filters: Annotated[AuditFilter, Query()],
     db: Annotated[Database, provided(Database)],
     trail: Annotated[AuditTrail, provided(AuditTrail)],
+    authentication: Annotated[Authentication, provided(Authentication)],
 ) -> StreamingResponse:
     """Export all matching rows up to now, one JSON object a line, oldest first."""
-    trail.record(action_row(call_of(request), "audit.export", "audit-logs", status=200))
-
+    call = call_of(request)
     now = datetime.now(UTC)
     # Without an end the export would run after the rows that are written meanwhile.
     until_now = filters.model_copy(update={"until": min(filters.until or now, now)})
 
-    async def lines() -> AsyncIterator[bytes]:
-        entries: list[AuditEntry] = []
-        while not entries or len(entries) == PAGE:
-            last = (entries[-1].occurred_at, entries[-1].id) if entries else None
-            async with db.read() as connection:
-                entries = await repository.page(connection, until_now, last, PAGE, oldest_first=True)
-            if not entries:
-                return
-            yield b"".join(entry.model_dump_json().encode() + b"\n" for entry in entries)
+    async def page(last: AuditEntry | None) -> list[AuditEntry]:
+        async with db.read() as connection:
+            position = (last.occurred_at, last.id) if last else None
+            return await repository.page(connection, until_now, position, PAGE, oldest_first=True)
 
-    return StreamingResponse(lines(), media_type="application/x-ndjson")
+    async def lines(entries: list[AuditEntry]) -> AsyncIterator[bytes]:
+        while entries:
+            yield b"".join(entry.model_dump_json().encode() + b"\n" for entry in entries)
+            if len(entries) < PAGE:
+                return
+            # The client may take hours; its right to read may end before.
+            await authentication.recheck(caller)
+            entries = await page(entries[-1])
+
+    try:
+        # Before the status is sent: what refuses the first page is still a problem that the client can read.
+        first = await page(None)
+    except DomainError as error:
+        row = action_row(call, ACTION, RESOURCE, outcome="failure", status=error.status, error=error.code)
+        trail.record(row)
+        raise
+    trail.record(action_row(call, ACTION, RESOURCE, status=200))
+    return StreamingResponse(lines(first), media_type="application/x-ndjson")

@@ -7,7 +7,7 @@ import structlog
 from pydantic import TypeAdapter
 
 from hw_server.db import Database
-from hw_server.errors import Conflict, DomainError, Forbidden, InternalError, Timeout, Unauthenticated
+from hw_server.errors import Conflict, DomainError, Forbidden, InternalError, Timeout, Unauthenticated, Unavailable
 from hw_server.operations.audit import AuditRow, AuditTrail, action_row
 from hw_server.operations.binding import Binder
 from hw_server.operations.call import Call
@@ -19,6 +19,8 @@ from hw_server.operations.signature import read_signature
 from hw_server.runtime.parts import Parts
 
 log = structlog.get_logger()
+
+UNKNOWN = "the outcome is unknown: the database did not answer the COMMIT; look before you try again"
 
 
 class BoundOperation:
@@ -80,11 +82,13 @@ class Executor:
                     if operation.audit == "direct":
                         await self._audit.write(_row(operation, call, arguments, value))
         except TimeoutError:
-            late = Timeout()
+            late = Timeout(UNKNOWN if context.committing else None)
             self._record_failure(operation, call, arguments, late)
             raise late from None
         except DomainError as problem:
             error = _in_words_of_feature(problem, bound)
+            if context.committing and isinstance(error, Timeout | Unavailable):
+                error = type(error)(UNKNOWN)
             self._record_failure(operation, call, arguments, error)
             raise error from None
         except Exception as defect:
@@ -104,6 +108,7 @@ class Executor:
             value = await operation.handler(**bound.signature.assemble(arguments, context))
             answer = None if value is None else bound.dump(value)
             await self._audit.insert(context.connection, _row(operation, context.call, arguments, value))
+            context.committing = True
         return answer
 
     @staticmethod
