@@ -249,8 +249,8 @@ async def dave(server: Running, token: Callable[[str], str]) -> AsyncIterator[ht
 
 @pytest.fixture
 async def database(stack: Stack, server: Running) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of our own; the server has applied the migrations."""
-    connection = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
+    """A connection of our own, as the owner of the tables."""
+    connection = await asyncpg.connect(stack.owner()["HW_DATABASE__OWNER_URL"])
     yield connection
     await connection.close()
 

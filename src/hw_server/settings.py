@@ -90,6 +90,11 @@ class DatabaseSettings(Group):
         description="PostgreSQL address with credentials.",
     )
     password: SecretStr | None = Field(None, description="Password, if not part of `database.url`.")
+    owner_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL address of the role that owns the tables, for `hw migrate` alone; default: `database.url`.",
+    )
+    owner_password: SecretStr | None = Field(None, description="Password, if not part of `database.owner_url`.")
     pool_max: int = Field(10, ge=1, le=1000, description="Connections at most, per worker.")
     connect_timeout: float = Field(3.0, gt=0, le=60, description="Longest wait for a new connection, seconds.")
     command_timeout: float = Field(5.0, gt=0, le=300, description="Longest single statement, seconds.")
@@ -277,6 +282,11 @@ def _conflicts(settings: Settings) -> list[str]:
     problems = []
     for name, url, schemes in (
         ("database.url", settings.database.url.get_secret_value(), ("postgresql", "postgres")),
+        (
+            "database.owner_url",
+            (settings.database.owner_url or settings.database.url).get_secret_value(),
+            ("postgresql", "postgres"),
+        ),
         ("redis.url", settings.redis.url.get_secret_value(), ("redis", "rediss", "unix")),
         ("oidc.issuer", settings.oidc.issuer, ("http", "https")),
         ("oidc.internal_url", settings.oidc.internal_url or "http://unset", ("http", "https")),
@@ -288,8 +298,10 @@ def _conflicts(settings: Settings) -> list[str]:
             _ = parts.port
         except ValueError:
             usable = False
-        if not usable:
+        if not usable and not (name == "database.owner_url" and settings.database.owner_url is None):
             problems.append(f"{name}: must be an address that starts with {' or '.join(s + '://' for s in schemes)}")
+    if settings.database.owner_password is not None and settings.database.owner_url is None:
+        problems.append("database.owner_password: is nobody's without database.owner_url")
     if settings.oidc.issuer.endswith("/"):
         problems.append(
             "oidc.issuer: must not end with a slash; it is compared with the token's `iss` letter by letter"

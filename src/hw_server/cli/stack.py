@@ -166,7 +166,25 @@ def clean(
 def running_environment(state: Path | None = None) -> dict[str, str]:
     """The settings of the application that `hw up` started, under those of the caller's own environment."""
     stack = _saved(state or Path(os.environ.get("HWSTATE", DEFAULT_STATE)))
-    return _under_own(stack.environment() if stack else {})
+    return _under_own(stack.environment() | _owner(stack) if stack else {})
+
+
+def _owner(stack: "Stack") -> dict[str, str]:
+    """What migrations need besides; nothing where the caller names a database of its own."""
+    own = any(name in os.environ for name in ("HW_DATABASE__URL", "HW_DATABASE__URL_FILE"))
+    return {} if own else stack.owner()
+
+
+def _migrate(stack: "Stack") -> None:
+    """As the owner of the tables; the application applies what a database of the caller's own needs."""
+    from hw_server.embedded import EmbeddedError
+
+    if owner := _owner(stack):
+        command = [sys.executable, "-m", "hw_server.cli", "migrate", "up"]
+        environment = _under_own(stack.environment() | owner)
+        told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+        if told.returncode != 0:
+            raise EmbeddedError(f"migrations failed: {told.stderr.strip()[-300:]}")
 
 
 def _under_own(settings: dict[str, str]) -> dict[str, str]:
@@ -185,6 +203,7 @@ def _application(stack: "Stack", workers: int = 1) -> "ProcessSpec":
         command=[sys.executable, "-m", "hw_server.cli", "serve", "--workers", str(workers), "--port", port],
         environment=_under_own(stack.environment()),
         ready=lambda: serves(f"http://127.0.0.1:{stack.ports.app}/health"),
+        prepare=lambda: _migrate(stack),
         option="--port",
     )
 

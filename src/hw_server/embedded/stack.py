@@ -99,3 +99,7 @@ class Stack:
             "HW_AUDIT__SPILL_DIR": str(self.state / "spill"),
             **oidc,
         }
+
+    def owner(self) -> dict[str, str]:
+        """Settings that `hw migrate` has besides: those of the role that owns the tables."""
+        return {"HW_DATABASE__OWNER_URL": f"postgresql://hw_owner:hw-owner-dev@127.0.0.1:{self.ports.postgres}/hw_db"}
