@@ -17,7 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 PREFIX = "HW_"
 DELIMITER = "__"
 HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
-DEVELOPMENT_SECRETS = frozenset({"postgres", "hw", "hw-dev", "admin", "password", "secret", "changeme", "keycloak"})
+DEVELOPMENT_SECRETS = frozenset(
+    {"postgres", "hw", "hw-dev", "hw-owner-dev", "admin", "password", "secret", "changeme", "keycloak"}
+)
 
 
 class SettingsError(Exception):
@@ -339,7 +341,18 @@ def _production(settings: Settings) -> list[str]:
         )
     if not settings.http.allowed_hosts:
         problems.append("http.allowed_hosts: must name the hosts to answer in production")
+    owner = settings.database.owner_url
     for name, password in (
+        *(
+            [
+                (
+                    "database.owner_password",
+                    settings.database.owner_password or urlsplit(owner.get_secret_value()).password,
+                )
+            ]
+            if owner is not None
+            else []
+        ),
         (
             "database.password",
             settings.database.password or urlsplit(settings.database.url.get_secret_value()).password,
