@@ -1,5 +1,6 @@
 """JSON-RPC 2.0: from a text message to an operation, and the response back."""
 
+import math
 import re
 import time
 from random import getrandbits
@@ -142,6 +143,8 @@ def _parse(message: Any) -> tuple[str, dict[str, Any]]:
 def _usable_id(message: Any) -> str | int | float | None:
     value = message.get("id") if isinstance(message, dict) else None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):  # `1e999`, which is JSON, but its echo would not be
         return None
     return None if isinstance(value, str) and len(value) > MAX_ID else value
 
