@@ -249,8 +249,8 @@ async def dave(server: Running, token: Callable[[str], str]) -> AsyncIterator[ht
 
 @pytest.fixture
 async def database(stack: Stack, server: Running) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of our own, as the owner of the tables."""
-    connection = await asyncpg.connect(stack.owner()["HW_DATABASE__OWNER_URL"])
+    """A connection of our own, whom nothing is forbidden."""
+    connection = await asyncpg.connect(f"postgresql://postgres:postgres@127.0.0.1:{stack.ports.postgres}/hw_db")
     yield connection
     await connection.close()
 

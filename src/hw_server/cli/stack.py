@@ -171,8 +171,15 @@ def running_environment(state: Path | None = None) -> dict[str, str]:
 
 def _owner(stack: "Stack") -> dict[str, str]:
     """What migrations need besides; nothing where the caller names a database of its own."""
-    own = any(name in os.environ for name in ("HW_DATABASE__URL", "HW_DATABASE__URL_FILE"))
-    return {} if own else stack.owner()
+    from hw_server.settings import SettingsError, load
+
+    try:
+        used = load(_under_own(stack.environment())).database.url.get_secret_value()
+    except SettingsError:
+        return {}  # for the command itself to say what is wrong
+    owner = stack.owner()
+    [address] = owner.values()
+    return owner if used.rpartition("@")[2] == address.rpartition("@")[2] else {}
 
 
 def _migrate(stack: "Stack") -> None:
