@@ -180,6 +180,15 @@ async def test_a_session_nobody_had_seen_is_ended_by_its_beginning(serve: Serve,
         assert await status(running, provider.token(sub=sub, auth_time=began)) == 401
 
 
+async def test_a_session_that_begins_right_after_is_let_in_soon(serve: Serve, provider: Provider) -> None:
+    sub, sid = uuid.uuid4().hex, uuid.uuid4().hex
+    with serve(**provider.settings(), HW_OIDC__LEEWAY="3") as running:
+        await end_by_provider(running, sub, provider)
+        began = int(time.time()) + 1
+        assert await status(running, provider.token(sub=sub, sid=sid, auth_time=began, iat=began)) == 401
+        await until(lambda: accepted(running, provider.token(sub=sub, sid=sid, auth_time=began)))
+
+
 async def test_the_provider_s_clock_may_be_ahead(guarded: Running, provider: Provider) -> None:
     sub = uuid.uuid4().hex
     await end_by_provider(guarded, sub, provider)

@@ -27,11 +27,21 @@ MAX_SESSIONS = 1000  # of one user that are named when all of them end
 
 
 class SignOut(BaseModel):
-    """What the end of all sessions of a user covers: sessions that began no later than `not_before` (Unix time, seconds) and
-    those known by name: a token refreshed later does not always say when its session began."""
+    """What the end of all sessions of a user covers: sessions that began up to `at`; tokens issued up to `not_before`, which
+    allows for the provider's clock; and the sessions known by name, as a token refreshed later does not always say when its
+    session began. Times are Unix time in seconds."""
 
+    at: float
     not_before: float
     sessions: frozenset[str] = frozenset()
+
+    def covers(self, principal: Principal) -> bool:
+        # A session that begins right after is refused for the leeway only: by its tokens' age, not by its own.
+        return (
+            principal.began_at <= self.at
+            or principal.issued_at <= self.not_before
+            or principal.session_id in self.sessions
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +59,7 @@ class Revocation:
             return False
         if self.sign_out is None:
             return principal.session_id == self.session_id
-        return principal.sub == self.sub and (
-            principal.began_at <= self.sign_out.not_before or principal.session_id in self.sign_out.sessions
-        )
+        return principal.sub == self.sub and self.sign_out.covers(principal)
 
     @property
     def entry(self) -> str:
@@ -65,9 +73,10 @@ class Revocation:
             raise ValueError("the end is no time")
         sub = _sub_of(entry)
         if sub is not None:
-            # Version 0.1 told the moment by `until` alone.
-            covered = SignOut.model_validate_json(sign_out) if sign_out else SignOut(not_before=until - LIFETIME_OF_0_1)
-            return cls(until, sub=sub, sign_out=covered)
+            if sign_out is not None:
+                return cls(until, sub=sub, sign_out=SignOut.model_validate_json(sign_out))
+            at = until - LIFETIME_OF_0_1  # version 0.1 told the moment by the end alone
+            return cls(until, sub=sub, sign_out=SignOut(at=at, not_before=at))
         # Version 0.1 wrote `sub:<sub>` and bare session ids; its revocations outlive an upgrade.
         return cls(until, session_id=entry.removeprefix("session:"))
 
@@ -133,8 +142,7 @@ class Revocations:
             # Sessions that ended with an earlier sign-out are known no more, and may still be refreshed.
             before = _sessions_of(await client.get(self._keys.signed_out(sub)))
             names = [*(name.decode() for name in known), *before][:MAX_SESSIONS]
-            # The provider's clock may be ahead of this one.
-            covered = SignOut(not_before=now + self._settings.leeway, sessions=frozenset(names))
+            covered = SignOut(at=now, not_before=now + self._settings.leeway, sessions=frozenset(names))
             revocation = Revocation(now + self._settings.session_max_age, sub=sub, sign_out=covered)
             await self._publish(client, revocation)
             return revocation
