@@ -5,21 +5,24 @@ BIN := .venv/bin
 HW := $(BIN)/hw
 
 .DEFAULT_GOAL := help
-.PHONY: help up down logs status clean test coverage bench check lint types format lock venv
+.PHONY: help up restart down logs status clean test coverage bench check lint types format lock venv
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 venv: .venv/complete ## Make the Python environment
 
-up: venv ## Start everything in the background (ARGS="--keycloak" and the like)
-	@$(HW) up $(ARGS)
+up: venv ## Start everything in the background (ARGS="--reload", "--keycloak" and the like)
+	@$(HW) up $(ARGS) || [ $$? = 130 ]  # ended by Ctrl-C
+
+restart: venv ## Restart the application alone
+	@$(HW) restart || [ $$? = 130 ]
 
 down: venv ## Stop everything; the data stays
 	@$(HW) down
 
 logs: venv ## Follow the application's log
-	@$(HW) logs --follow
+	@$(HW) logs --follow || [ $$? = 130 ]
 
 status: venv ## Show every process
 	@$(HW) status
@@ -41,7 +44,8 @@ bench: venv ## Measure against a floor in the same run
 check: lint types test ## Check all that continuous integration checks, but the container stack
 
 lint: venv ## Check the style and the direction of imports
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(HW) migrate check >/dev/null
+	@$(BIN)/lint-imports >/dev/null || $(BIN)/lint-imports
 
 types: venv ## Check the types
 	@$(BIN)/mypy
@@ -58,15 +62,24 @@ lock: ## Pin requirements/*.in anew (needs uv)
 	pin requirements/keycloak.in -o requirements/keycloak.txt
 
 # Without ensurepip (Debian keeps it in python3-venv): the system's pip installs into the new environment.
-.venv/complete: requirements/dev.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3"; exit 1; }
-	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "pip is missing: apt-get install python3-pip"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
-	@echo "  making the Python environment (half a minute)"
-	@$(PYTHON) -m venv --without-pip .venv
-	@$(PYTHON) -m pip --python $(BIN)/python install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(PYTHON) -m pip --python $(BIN)/python install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+# Its programs name the folder that it was made in, so an environment that was moved is made anew.
+MOVED := $(shell test -e .venv/complete && { grep -qsF "$(CURDIR)/.venv/" $(HW) || echo moved; })
+.PHONY: moved
+moved:
+	@echo "  this folder was moved or copied"
+	@rm -rf .venv
+
+.venv/complete: requirements/dev.txt pyproject.toml $(MOVED)
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is missing: apt-get install python3, or set PYTHON=..."; exit 1; }
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "$(PYTHON) has no pip: apt-get install python3-pip"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; set PYTHON=..."; exit 1; }
+	@# In a session of its own: pip answers Ctrl-C with a traceback.
+	@trap 'kill -- -$$! 2>/dev/null; printf "\n  interrupted; make venv again goes on\n"; kill -INT $$PPID; exit 0' INT; \
+	echo "  making the Python environment (half a minute)"; \
+	run() { setsid "$$@" & wait $$!; }; \
+	install() { run $(PYTHON) -m pip --python $(BIN)/python install -q --disable-pip-version-check "$$@"; }; \
+	run $(PYTHON) -m venv --without-pip .venv && install --require-hashes -r requirements/dev.txt && \
+	install --no-deps --no-build-isolation -e . && touch $@
 	@echo "  the Python environment is ready"
 
 -include docker/stack.mk

@@ -3,8 +3,8 @@
 from playwright.sync_api import Browser, Page
 
 
-def sign_in_and_ask(browser: Browser, url: str, user: str) -> str:
-    """Signs in on the API page, asks for `/api/me` there, and gives back what the page shows."""
+def sign_in_and_ask(browser: Browser, url: str, user: str, operation: str = "me.get") -> str:
+    """Signs in on the API page, calls an operation there, and gives back what the page shows."""
     page = browser.new_page()
     page.goto(f"{url}/docs")
     page.click("button.authorize")
@@ -15,7 +15,9 @@ def sign_in_and_ask(browser: Browser, url: str, user: str) -> str:
         log_in(opening.value, user)
     page.wait_for_selector(".modal-ux button:has-text('Logout')")
     page.click(".modal-ux button.btn-done")
-    block = page.locator("#operations-me-me\\.get, [id^=operations-me]").first
+    # Swagger UI escapes the id as a selector would want it.
+    name = f"operations-{operation.partition('.')[0]}-{operation}".replace(".", r"\\.")
+    block = page.locator(f"[id='{name}']")
     block.locator("button.opblock-summary-control").click()
     block.locator("button.execute").click()
     return block.locator(

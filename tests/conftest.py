@@ -164,11 +164,14 @@ def run_server(environment: dict[str, str], folder: Path, *arguments: str) -> It
     port = environment["HW_HTTP__PORT"]
     log_file = folder / f"server-{port}-{time.monotonic_ns()}.log"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
+    clean["TMPDIR"] = str(folder)  # what a killed server leaves behind goes away with the folder
     command = [sys.executable, "-m", "hw_server.cli", "serve", *arguments]  # finds `tests` in its working directory
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            command, env={**clean, **environment}, stdout=log, stderr=log, cwd=PROJECT, start_new_session=True
-        )
+            # A stack that the developer runs beside the tests is none of theirs.
+            command, env={**clean, "HW_STATE": str(folder / "none"), **environment},
+            stdout=log, stderr=log, cwd=PROJECT, start_new_session=True,
+        )  # fmt: skip
     try:
         _wait(process, f"http://127.0.0.1:{port}/health/live", log_file)
         yield Running(f"http://127.0.0.1:{port}", process, log_file, environment)

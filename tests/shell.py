@@ -46,7 +46,7 @@ class Shell:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
         command = [str(BIN / "hw"), *arguments]
         return subprocess.run(
-            command, env={**clean, "HWSTATE": str(self.state), **environment},
+            command, env={**clean, "HW_STATE": str(self.state), **environment},
             capture_output=True, text=True, check=False, cwd=PROJECT,
         )  # fmt: skip
 

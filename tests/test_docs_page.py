@@ -1,6 +1,9 @@
 """The API page in a real browser: sign-in by PKCE, then a request."""
 
-from playwright.sync_api import Browser
+from typing import Any
+
+import httpx
+from playwright.sync_api import Browser, expect
 
 from tests.browser import sign_in_and_ask
 from tests.conftest import Running
@@ -8,3 +11,53 @@ from tests.conftest import Running
 
 def test_signs_in_with_nanoidp(local: Running, browser: Browser) -> None:
     assert '"username": "alice"' in sign_in_and_ask(browser, local.environment["HW_HTTP__PUBLIC_URL"], "alice")
+
+
+def test_sends_its_token_to_the_export(local: Running, browser: Browser) -> None:
+    told = sign_in_and_ask(browser, local.environment["HW_HTTP__PUBLIC_URL"], "carol", "audit.export")
+    assert '"action":' in told
+
+
+def test_asks_for_no_client_secret(local: Running, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(f"{local.url}/docs")
+    page.click("button.authorize")
+    expect(page.locator("#client_id_authorization_code")).to_be_visible()
+    expect(page.locator("#client_secret_authorization_code")).to_be_hidden()
+
+
+def test_shows_the_role_of_each_operation(local: Running) -> None:
+    paths: dict[str, Any] = httpx.get(f"{local.url}/openapi.json").json()["paths"]
+    for path, method, role, words, signs_in in (
+        ("/api/notes", "post", "notes:write", "Needs the role `notes:write`.", True),
+        ("/api/notes/count", "get", None, "Public: needs no token.", False),
+        ("/api/me", "get", "signed-in", "Needs any valid token.", True),
+        ("/api/audit-logs/export", "get", "audit:read", "Needs the role `audit:read`.", True),
+        ("/api/auth/backchannel-logout", "post", None, "Public: needs no token.", False),
+    ):
+        operation = paths[path][method]
+        assert (operation.get("x-role"), operation["description"].endswith(f"\n\n{words}")) == (role, True)
+        assert ("security" in operation) == signs_in
+
+
+def test_a_patch_publishes_no_defaults(local: Running) -> None:
+    schemas = httpx.get(f"{local.url}/openapi.json").json()["components"]["schemas"]
+    methods = {method["name"]: method for method in httpx.get(f"{local.url}/openrpc.json").json()["methods"]}
+    properties = [*schemas["NotePatch"]["properties"].values()]
+    properties += [param["schema"] for param in methods["notes.update"]["params"]]
+    assert len(properties) == 7
+    assert not [item for item in properties if "default" in item]
+
+
+def test_the_sign_in_page_of_nanoidp_loads_nothing_from_elsewhere(local: Running, browser: Browser) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{local.environment['HW_HTTP__PUBLIC_URL']}/")
+    page.click("#sign-in")
+    page.fill("input[name=username]", "nobody")
+    page.fill("input[name=password]", "wrong")
+    page.press("input[name=password]", "Enter")
+    expect(page.locator(".alert")).to_be_visible()
+    expect(page.locator("button[type=submit]").last).to_have_css("background-color", "rgb(13, 110, 253)")
+    assert [url for url in asked if not url.startswith(("http://localhost:", "http://127.0.0.1:"))] == []

@@ -21,7 +21,7 @@ ROOTS = r"\.ci|\.github|bench|docker|docs|migrations|requirements|src|tests"
 # How the documents show what an operation may be given.
 SHOWN = {
     "read": "`db: Read`", "write": "`db: Write`", "caller": "`caller: Principal`", "call": "`call: Call`",
-    "after_commit": "`after: AfterCommit`", "socket": "`socket: Socket[", "provided": "`x: Provided[T]`",
+    "after_commit": "`after: AfterCommit`", "events": "`events: Events`", "socket": "`socket: Socket[", "provided": "`x: Provided[T]`",
 }  # fmt: skip
 RENAMED = re.compile(r"^\| `(HW_[A-Z_]+)` \| `HW_[A-Z_]+` \|$", re.M)  # old name, present name
 
@@ -64,7 +64,7 @@ def test_commands_exist(name: str) -> None:
 def test_every_setting_is_listed() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "hw_server.cli", "config", "show", "--json"],
-        capture_output=True, text=True, check=True, env={},
+        capture_output=True, text=True, check=True, env={"HW_STATE": "/nowhere"},
     )  # fmt: skip
     listed = (PROJECT / "docs/settings.md").read_text()
     for name, value in PRODUCTION_DEFAULTS.items():

@@ -104,3 +104,19 @@ def test_the_realm_file_stands_alone() -> None:
     realm = json.loads(real.REALM.read_text())
     assert "clientScopes" not in realm
     assert {user["username"] for user in realm["users"]} == {"alice", "bob", "carol", "dave"}
+
+
+def test_another_origin_reaches_a_realm_that_is_there_already(keycloak: Stack) -> None:
+    origin = "http://localhost:5173"
+    query = {
+        "response_type": "code", "client_id": "hw-web", "redirect_uri": f"{origin}/any/path", "scope": "openid",
+        "code_challenge": "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM", "code_challenge_method": "S256",
+    }  # fmt: skip
+    page = f"{keycloak.environment()['HW_OIDC__ISSUER']}/protocol/openid-connect/auth"
+    assert httpx.get(page, params=query).status_code == 400
+    process = Stack(keycloak.state, keycloak.ports, "keycloak", origins=[origin]).processes["keycloak"]
+    process.spec.prepare()
+    [copied] = keycloak.state.glob("keycloak-*/data/import/hw-realm.json")
+    assert origin in json.loads(copied.read_text())["clients"][0]["webOrigins"]
+    process.wait()
+    assert httpx.get(page, params=query).status_code == 200

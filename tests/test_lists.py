@@ -1,13 +1,21 @@
 """Lists and single rows over both protocols: pages, totals, cursors, lists in a query, operations for anybody."""
 
+import random
 import uuid
 from collections.abc import AsyncIterator, Callable
+from datetime import date
+from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 
+from hw_server.db import Where
+from hw_server.operations import Sort
 from tests.conftest import Running
+from tests.notes.models import Note, NoteCount
 
+DATES = [date(2030, month, 1) for month in (1, 2, 3)]
 Token = Callable[[str], str]
 
 
@@ -49,16 +57,66 @@ async def test_the_same_over_the_socket(server: Running, token: Token) -> None:
         assert (await socket.call("notes.get", id=made["id"]))["error"]["code"] == -32004
 
 
-@pytest.mark.parametrize("sort", ["id", "-id", "title", "-title"])
-async def test_a_cursor_walks_the_whole_list(alice: httpx.AsyncClient, shelf: str, sort: str) -> None:
-    titles: list[str] = []
+async def walk(client: httpx.AsyncClient, **query: str | int) -> AsyncIterator[list[dict[str, Any]]]:
+    """The pages of the notes, by cursor."""
     cursor: str | None = ""
     while cursor is not None:
-        query = {"title": shelf, "per_page": 2, "sort": sort, **({"cursor": cursor} if cursor else {})}
-        page = (await alice.get("/api/notes", params=query)).json()
-        titles += [note["title"] for note in page["items"]]
+        page = (await client.get("/api/notes", params={**query, **({"cursor": cursor} if cursor else {})})).json()
+        yield page["items"]
         cursor = page["next_cursor"]
+
+
+@pytest.mark.parametrize("sort", ["id", "-id", "title", "-title"])
+async def test_a_cursor_walks_the_whole_list(alice: httpx.AsyncClient, shelf: str, sort: str) -> None:
+    pages = [page async for page in walk(alice, title=shelf, per_page=2, sort=sort)]
+    titles = [note["title"] for page in pages for note in page]
     assert titles == sorted((f"{shelf} {index}" for index in range(5)), reverse=sort.startswith("-"))
+
+
+@pytest.mark.parametrize("sort", ["due", "-due", "title", "-title", "id", "-id"])
+async def test_a_cursor_skips_nothing_and_repeats_nothing_while_rows_are_added(
+    alice: httpx.AsyncClient, database: asyncpg.Connection, sort: str
+) -> None:
+    """Three dates, or none, for sixty rows: most pages end within rows of one sort value."""
+    mark, choose = uuid.uuid4().hex, random.Random(sort)
+
+    async def add(count: int) -> set[int]:
+        rows = [(f"{mark} {uuid.uuid4()}", choose.choice([None, *DATES])) for _ in range(count)]
+        insert = "INSERT INTO notes (title, due) SELECT * FROM unnest($1::text[], $2::date[]) RETURNING id"
+        return {row["id"] for row in await database.fetch(insert, *map(list, zip(*rows, strict=True)))}
+
+    before, later, seen = await add(60), set[int](), list[int]()
+    async for page in walk(alice, title=mark, per_page=7, sort=sort):
+        seen += [note["id"] for note in page]
+        later |= await add(3) if len(later) < 60 else set()
+    assert len(seen) == len(set(seen))
+    assert before <= set(seen) <= before | later
+    column = sort.removeprefix("-")
+    order = f"ORDER BY {column}, id" if column == sort else f"ORDER BY {column} DESC, id DESC"
+    sorted_by_database = await database.fetch(f"SELECT id FROM notes WHERE id = ANY($1) {order}", seen)
+    assert seen == [row["id"] for row in sorted_by_database]
+
+
+async def test_a_cursor_belongs_to_its_order(alice: httpx.AsyncClient, shelf: str) -> None:
+    query = {"title": shelf, "per_page": 2}
+    cursor = (await alice.get("/api/notes", params={**query, "sort": "due"})).json()["next_cursor"]
+    assert (await alice.get("/api/notes", params={**query, "sort": "due", "cursor": cursor})).status_code == 200
+    for sort in ("-due", "title", "id"):
+        refused = await alice.get("/api/notes", params={**query, "sort": sort, "cursor": cursor})
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "cursor")
+
+
+def test_a_list_is_sorted_by_columns_it_has() -> None:
+    with pytest.raises(ValueError, match="a list of Note cannot be sorted by -size: it needs size and id"):
+        Sort(Note, "id", "-size")
+    with pytest.raises(ValueError, match="needs total and id"):
+        Sort(NoteCount, "total")
+
+
+def test_conditions_without_a_value_are_left_out() -> None:
+    where = Where().add("a = {}", None).add("b > {1} OR b = {0}", 1, 2).add("c IS NULL").add("d = {}", 3)
+    assert (str(where), where.args) == ("(b > $2 OR b = $1) AND (c IS NULL) AND (d = $3)", [1, 2, 3])
+    assert (str(Where()), str(Where().add("a = {}", False))) == ("true", "(a = $1)")
 
 
 async def test_a_page_number_brings_the_total(alice: httpx.AsyncClient, shelf: str) -> None:

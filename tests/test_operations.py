@@ -133,3 +133,36 @@ async def test_what_follows_the_commit_undoes_nothing(server: Running, dave: htt
     assert (await dave.get(f"/api/notes/{made.json()['id']}")).status_code == 200
     [line] = await until(lambda: [line for line in server.log() if line["event"] == "after_commit_failed"])
     assert (line["operation"], "nobody listens" in line["error"]) == ("notes.announce", True)
+
+
+async def resource_of(dave: httpx.AsyncClient, request_id: str) -> Any:
+    async def found() -> list[Any]:
+        rows = (await dave.get("/api/audit-logs", params={"request_id": request_id})).json()["items"]
+        return [row["resource"] for row in rows]
+
+    [resource] = await until(found)
+    return resource
+
+
+@pytest.mark.parametrize(
+    ("user", "asked", "shown"),
+    [(None, "7", "7"), ("carol", "8", "8"), ("bob", "x", "x"), ("bob", "x" * 300, "x" * 255), ("bob", "a%00b", "{id}")],
+)
+async def test_the_row_of_a_refused_request_names_the_id_asked_for(
+    server: Running, dave: httpx.AsyncClient, token: Any, user: str | None, asked: str, shown: str
+) -> None:
+    async with server.client(token(user) if user else None) as client:
+        answer = await client.get(f"/api/notes/{asked}")
+    assert await resource_of(dave, answer.headers["x-request-id"]) == f"notes/{shown}"
+
+
+@pytest.mark.parametrize(
+    ("user", "asked", "shown"),
+    [("carol", 7, "7"), ("bob", "x", "x"), ("bob", [1], "{id}"), ("bob", True, "{id}"), ("bob", 10**30, "{id}")],
+)
+async def test_the_row_of_a_refused_call_names_the_id_asked_for(
+    server: Running, dave: httpx.AsyncClient, token: Any, user: str, asked: Any, shown: str
+) -> None:
+    async with server.socket(token(user)) as socket:
+        error = (await socket.call("notes.get", id=asked))["error"]
+    assert await resource_of(dave, error["data"]["request_id"]) == f"notes/{shown}"

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from hw_server.db import Database
+from hw_server.db import Database, migrations
 from hw_server.embedded import Stack
 from hw_server.errors import Conflict, Unavailable
 from hw_server.observability.metrics import Metrics
@@ -174,6 +174,11 @@ def test_a_server_waits_for_postgresql_to_accept_connections(other: Stack, tmp_p
             assert httpx.get(f"{running.url}/health").json()["status"] == "ok"
 
 
+def head() -> str:
+    [revision] = migrations.heads()
+    return revision
+
+
 def start_in_vain(stack: Stack, **settings: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
     environment = {**clean, **stack.environment(), "HW_HTTP__PORT": str(free_port()), **settings}
@@ -194,7 +199,8 @@ def test_a_wrong_password_ends_the_start(stack: Stack) -> None:
         ("CREATE TABLE user_actions ()", 'relation "user_actions" already exists'),
         (
             "CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version VALUES ('newer')",
-            "Can't locate revision identified by 'newer'",
+            "the database is at revision newer, which no file in migrations/versions has: get the code that has it, or "
+            f"`hw migrate stamp {head()}` where the tables are right as they are",
         ),
     ],
 )

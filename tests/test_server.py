@@ -217,8 +217,15 @@ async def test_both_documents_list_every_operation(server: Running, dave: httpx.
     openapi, openrpc = (await dave.get("/openapi.json")).json(), (await dave.get("/openrpc.json")).json()
     routes = {method["operationId"] for path in openapi["paths"].values() for method in path.values()}
     methods = {method["name"] for method in openrpc["methods"]}
-    only_http = {"audit.export", "sessions.backchannel_logout", "health.get", "health.live"}
-    only_rpc = {"ping", "rpc.discover", "session.authenticate", "session.refresh"}
+    only_http = {"topic.events", "audit.export", "sessions.backchannel_logout", "health.get", "health.live"}
+    only_rpc = {
+        "topic.subscribe",
+        "topic.unsubscribe",
+        "ping",
+        "rpc.discover",
+        "session.authenticate",
+        "session.refresh",
+    }
     assert routes - only_http == methods - only_rpc
     create = openapi["paths"]["/api/notes"]["post"]
     assert set(create["responses"]) == {

@@ -33,6 +33,7 @@ BAD = [
     ("HW_WS__MAX_BATCH", "-1", "ws.max_batch"),
     ("HW_AUDIT__RETENTION_MONTHS", "0", "audit.retention_months"),
     ("HW_LOG__LEVEL", "loud", "log.level"),
+    ("HW_LOG__FORMAT", "xml", "log.format"),
     ("HW_ENVIRONMENT", "staging", "environment"),
     ("HW_NO_SUCH", "1", "no_such"),
     ("HW_OIDC__ISUER", "https://x", "oidc.isuer"),
@@ -86,6 +87,7 @@ def test_production_has_lower_limits() -> None:
         ({"HW_OIDC__ISSUER": "http://id.example.org"}, "oidc.issuer"),
         ({"HW_HTTP__PUBLIC_URL": "http://api.example.org"}, "http.public_url"),
         ({"HW_HTTP__ALLOWED_HOSTS": ""}, "http.allowed_hosts"),
+        ({"HW_LOG__FORMAT": "console"}, "log.format"),
         ({"HW_DATABASE__PASSWORD": "postgres"}, "database.password"),
         ({"HW_DATABASE__PASSWORD": "short"}, "database.password"),
         ({"HW_REDIS__PASSWORD": ""}, "redis.password"),
@@ -108,6 +110,7 @@ def test_reads_a_secret_from_a_file(tmp_path: Path) -> None:
 def hw(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hw_server.cli", *arguments]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
+    environment = {"HW_STATE": "/nowhere", **environment}
     return subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=False)
 
 

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "202611240020"
-down_revision = "202611240001"
+down_revision = "202611240011"
 
 CREATE = """
 CREATE FUNCTION audit_create_partitions() RETURNS SETOF text

@@ -20,6 +20,7 @@ from hw_server.db import Database
 from hw_server.health import Health
 from hw_server.health import router as health_router
 from hw_server.http.docs import add_documents, sign_in_scheme
+from hw_server.http.guard import guarded
 from hw_server.http.middleware import (
     AccessLogMiddleware,
     AdmissionMiddleware,
@@ -32,12 +33,17 @@ from hw_server.http.routes import add_operations
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, Feature
+from hw_server.operations.events import Outbox
 from hw_server.ratelimit import ConnectionLimiter, RateLimiter
 from hw_server.redis import AuthRedis, CacheRedis, Keys
 from hw_server.runtime.lifecycle import Lifecycle
 from hw_server.runtime.parts import Parts
 from hw_server.runtime.supervisor import Supervisor
 from hw_server.settings import Settings
+from hw_server.topics import asyncapi
+from hw_server.topics import feature as topics_feature
+from hw_server.topics.registry import Registry
+from hw_server.topics.streams import EventStreams
 from hw_server.ws.dispatcher import Dispatcher
 from hw_server.ws.endpoint import WebSocketEndpoint
 from hw_server.ws.hub import Hub
@@ -61,7 +67,7 @@ def create_app(
 ) -> Application:
     """Opens nothing; `lifecycle` does. `on_failure` is called when a background service ends unexpectedly. Raises ValueError
     for a declaration that cannot be right."""
-    features = (socket_feature, *features)
+    features = (socket_feature, topics_feature, *features)
     parts = Parts()
     parts.add(Settings, settings)
     metrics = parts.add(Metrics, Metrics())
@@ -73,7 +79,7 @@ def create_app(
     verifier = parts.add(TokenVerifier, TokenVerifier(settings.oidc, signing_keys, metrics))
     revocations = parts.add(Revocations, Revocations(settings.oidc, auth, keys, metrics))
     authentication = parts.add(Authentication, Authentication(settings.oidc, verifier, revocations))
-    limiter = RateLimiter(settings.ratelimit, cache, keys, metrics)
+    limiter = parts.add(RateLimiter, RateLimiter(settings.ratelimit, cache, keys, metrics))
     connection_limiter = ConnectionLimiter(settings.ratelimit, cache, keys, metrics)
     parts.add(CountCache, CountCache(cache, keys))
     health = parts.add(Health, Health(db, cache, auth, signing_keys, metrics))
@@ -82,24 +88,30 @@ def create_app(
     signing_keys.listeners.append(hub.on_keys_withdrawn)
     sign_in = parts.add(SignIn, SignIn(authentication, connection_limiter, hub))
     openrpc = parts.add(OpenRpc, OpenRpc(settings.http.public_url))
+    registry = parts.add(Registry, Registry(features))
     for feature in features:
         for kind, factory in feature.provides.items():
             parts.provide(kind, factory)
     audit = parts[AuditTrail]
     deadlines = Deadlines(settings.http.request_timeout)
-    executor = Executor(features, parts, db, audit, deadlines, settings.audit.record_reads)
+    executor = Executor(features, parts, db, audit, parts[Outbox], deadlines, settings.audit.record_reads)
     openrpc.describe(executor.operations.values(), features)
     admission = Admission(authentication, limiter)
-    request_log = RequestLog(settings.log.requests and settings.log.level in ("debug", "info"))
+    request_log = RequestLog(settings.log)
     accounting = Accounting(metrics, request_log)
     dispatcher = Dispatcher(settings.ws, executor, admission, accounting, metrics)
     endpoint = WebSocketEndpoint(settings, hub, dispatcher.handle, metrics, admission, sign_in, audit, accounting)
     services = [construct(parts) for feature in features for construct in feature.services]
     supervisor = Supervisor([*services, signing_keys, revocations, health, deadlines, hub], on_failure)
+
+    async def close_sockets(timeout: float) -> None:
+        parts[EventStreams].close_all()
+        await hub.close_all(timeout)
+
     lifecycle = Lifecycle(
         supervisor,
         unready=health.start_draining,
-        close_sockets=hub.close_all,
+        close_sockets=close_sockets,
         close=(db.stop, cache.close, auth.close, signing_keys.close),
         drain_delay=settings.http.drain_delay,
         service_timeout=settings.http.shutdown_timeout / 3,
@@ -124,7 +136,7 @@ def create_app(
     # Before the operations, so that a feature's `/things/export` is not taken for `/things/{id}`.
     for feature in features:
         if feature.router is not None:
-            api.include_router(feature.router, prefix="/api")
+            api.include_router(guarded(feature, audit, settings.audit.record_reads))
     add_operations(api.router, executor, sign_in_scheme())
     api.include_router(health_router)
     add_documents(api, settings.oidc, signing_keys)
@@ -133,6 +145,10 @@ def create_app(
     @api.get("/openrpc.json", include_in_schema=False)
     async def openrpc_document() -> JSONResponse:
         return JSONResponse(openrpc.document)
+
+    @api.get("/asyncapi.json", include_in_schema=False)
+    async def asyncapi_document() -> JSONResponse:
+        return JSONResponse(asyncapi.describe(registry, settings.http.public_url))
 
     exempt = frozenset(f"/api{path}" for feature in features for path in feature.exempt)
     # FastAPI's own default middleware is left out; the exit stack is what its dependencies need. Outermost first:

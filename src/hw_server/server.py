@@ -134,7 +134,8 @@ def _loop() -> Any:
 class Workers:
     """The parent of several workers on one listening socket: replaces the dead, passes on the end."""
 
-    def __init__(self, settings: Settings, bound: socket.socket) -> None:
+    def __init__(self, settings: Settings, bound: socket.socket, environment: dict[str, str]) -> None:
+        self._environment = environment
         self._count = settings.http.workers
         self._timeout = settings.http.drain_delay + settings.http.shutdown_timeout + 5
         self._bound = bound
@@ -151,7 +152,7 @@ class Workers:
             signal.signal(number, self._stop)
         with tempfile.TemporaryDirectory(prefix="hw-metrics-") as folder:
             self._metrics_folder = folder
-            environment = {**os.environ, MULTIPROCESS_DIR: folder}
+            environment = {**self._environment, MULTIPROCESS_DIR: folder}
             while not self._stopping:
                 self._processes = [process for process in self._processes if self._alive(process)]
                 if self._crashes >= CRASHES * self._count:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 PREFIX = "HW_"
+NOT_SETTINGS = frozenset({"HW_STATE", "HW_PASSWORD"})  # options of `hw`
 DELIMITER = "__"
 HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 DEVELOPMENT_SECRETS = frozenset(
@@ -159,6 +160,9 @@ class OidcSettings(Group):
 class RateLimitSettings(Group):
     http_per_minute: int = Field(6000, ge=1, description="HTTP requests a minute per user or client address.")
     ws_per_minute: int = Field(12_000, ge=1, description="Socket calls a minute per user.")
+    publishes_per_minute: int = Field(
+        600, ge=1, description="Events a minute that a user publishes with `topic.publish`."
+    )
     sockets_per_user: int = Field(100, ge=1, description="Open sockets per user, over all instances.")
     on_redis_down: OnRedisDown = Field(
         "open", description="With Redis out of reach: `open` counts per process, `closed` answers 503."
@@ -180,6 +184,21 @@ class WebSocketSettings(Group):
     )
 
 
+class TopicSettings(Group):
+    poll_interval: float = Field(0.1, gt=0, le=10, description="Longest wait of an event for the relay, seconds.")
+    max_per_socket: int = Field(100, ge=1, le=10_000, description="Topics one socket or event stream subscribes to.")
+    max_topics: int = Field(20_000, ge=1, description="Topics with subscribers at most, per worker.")
+    max_event_bytes: int = Field(65_536, ge=256, le=1_048_576, description="Largest event, bytes of JSON.")
+    max_events: int = Field(1000, ge=1, le=100_000, description="Events that one transaction publishes at most.")
+    recent_bytes: int = Field(
+        67_108_864, ge=65_536, description="Memory for the last events of all topics, bytes per worker."
+    )
+    tries: int = Field(5, ge=1, le=1000, description="Tries before an event that Redis refuses is a dead letter.")
+    wait_replicas: int = Field(
+        0, ge=0, le=10, description="Redis replicas that must hold an event before it leaves the outbox."
+    )
+
+
 class AuditSettings(Group):
     queue_size: int = Field(10_000, ge=1, description="Rows waiting in memory at most, per worker.")
     batch_size: int = Field(500, ge=1, le=10_000, description="Rows written at once.")
@@ -194,6 +213,10 @@ class AuditSettings(Group):
 
 class LogSettings(Group):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
+    format: Literal["json", "console"] = Field(
+        "json",
+        description="`json` for machines, `console` for people: colours, tracebacks as text; not in production.",
+    )
     requests: bool = Field(True, description="Write one line for each request and call.")
 
 
@@ -213,6 +236,7 @@ class Settings(Group):
     oidc: OidcSettings = Field(default_factory=OidcSettings)
     ratelimit: RateLimitSettings = Field(default_factory=RateLimitSettings)
     ws: WebSocketSettings = Field(default_factory=WebSocketSettings)
+    topics: TopicSettings = Field(default_factory=TopicSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
@@ -223,7 +247,7 @@ def load(environ: dict[str, str] | None = None) -> Settings:
     problems: list[str] = []
     values: dict[str, Any] = {}
     for variable, raw in sorted(source.items()):
-        if not variable.startswith(PREFIX):
+        if not variable.startswith(PREFIX) or variable in NOT_SETTINGS:
             continue
         name, text = variable, raw
         if variable.endswith("_FILE"):
@@ -341,6 +365,8 @@ def _production(settings: Settings) -> list[str]:
         )
     if not settings.http.allowed_hosts:
         problems.append("http.allowed_hosts: must name the hosts to answer in production")
+    if settings.log.format != "json":
+        problems.append("log.format: must be json in production")
     owner = settings.database.owner_url
     for name, password in (
         *(

@@ -13,7 +13,7 @@ def test_the_first_request_lists_five_authors() -> None:
         result = shell.up()
         assert result.returncode == 0, result.stderr
         [command] = [line.strip() for line in result.stdout.splitlines() if line.strip().startswith("curl ")]
-        environment = {**os.environ, "HWSTATE": str(shell.state)}
+        environment = {**os.environ, "HW_STATE": str(shell.state)}
         shown = subprocess.run(
             ["bash", "-c", command], capture_output=True, text=True, cwd=PROJECT, env=environment, check=True
         )

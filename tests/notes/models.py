@@ -3,11 +3,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from hw_server.operations import Line, PageQuery, Text
+from hw_server.operations import Line, PageQuery, Patch, Text
 
 NOTES_READ, NOTES_WRITE = "notes:read", "notes:write"
 Title = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Body = Annotated[Text, StringConstraints(max_length=5000)]
+NoteOrder = Literal["id", "-id", "title", "-title", "due", "-due"]
 
 
 class Note(BaseModel):
@@ -27,12 +28,10 @@ class NoteCreate(BaseModel):
     due: date | None = None
 
 
-class NotePatch(BaseModel):
+class NotePatch(Patch):
     """What is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    title: Title = Field(default="")
+    title: Title = ""
     text: Body = ""
     due: date | None = None
 
@@ -41,7 +40,7 @@ class NoteQuery(PageQuery):
     title: Text | None = Field(None, max_length=200, description="Part of the title, in any case.")
     due_from: date | None = None
     due_to: date | None = None
-    sort: Literal["id", "-id", "title", "-title"] = Field("id", description="`-` sorts downwards.")
+    sort: NoteOrder = Field("id", description="`-` sorts downwards.")
 
 
 class TagQuery(BaseModel):

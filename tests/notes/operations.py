@@ -1,6 +1,6 @@
 from hw_server.auth import Principal
 from hw_server.errors import NotFound
-from hw_server.operations import AfterCommit, CountCache, Cursor, Id, Operations, Page, Provided, Read, Write
+from hw_server.operations import AfterCommit, CountCache, Id, Operations, Page, Provided, Read, Write
 from tests.notes import repository
 from tests.notes.models import (
     NOTES_READ,
@@ -21,17 +21,9 @@ NotePage = Page[Note]
 @operations.get("notes.list", role=NOTES_READ)
 async def list_notes(db: Read, query: NoteQuery, counts: Provided[CountCache]) -> NotePage:
     """List notes."""
-    column = query.sort.removeprefix("-")
-    after = Cursor.decode(query.cursor, str if column == "title" else int) if query.cursor else None
-    rows = await repository.page(db, query, after)
-    items, more = rows[: query.per_page], len(rows) > query.per_page
-    page = NotePage(items=items, per_page=query.per_page)
-    if more:
-        page.next_cursor = Cursor.encode(getattr(items[-1], column))
-    if query.page is not None:
-        page.page = query.page
-        page.total = await counts.get(TOTAL, query, lambda: repository.count(db, query))
-    return page
+    rows = await repository.page(db, query)
+    total = await counts.get(TOTAL, query, lambda: repository.count(db, query))
+    return NotePage.from_rows(rows, query, repository.SORT, total)
 
 
 @operations.get("notes.count", "/count", public=True)

@@ -1,43 +1,30 @@
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from hw_server.db import Connection
-from tests.notes.models import Note, NoteCreate, NotePatch, NoteQuery
+from hw_server.db import Connection, Where
+from hw_server.operations import Sort
+from tests.notes.models import Note, NoteCreate, NoteOrder, NotePatch, NoteQuery
 
 COLUMNS = "id, title, text, due, created_at, updated_at"
+SORT = Sort(Note, *get_args(NoteOrder))
 NOTES = TypeAdapter(list[Note])
 PATCHABLE = ("title", "text", "due")
 
 
-def _where(query: NoteQuery) -> tuple[str, list[Any]]:
-    clauses: list[str] = []
-    args: list[Any] = []
-    for value, clause in (
-        (query.title, "strpos(lower(title), lower({})) > 0"),
-        (query.due_from, "due >= {}"),
-        (query.due_to, "due <= {}"),
-    ):
-        if value is not None:
-            args.append(value)
-            clauses.append(clause.format(f"${len(args)}"))
-    return " AND ".join(clauses) or "true", args
-
-
-async def page(db: Connection, query: NoteQuery, after: tuple[Any, ...] | None) -> list[Note]:
-    """One row more than a page holds, so that the caller sees whether there are more."""
-    where, args = _where(query)
-    column, down = query.sort.removeprefix("-"), query.sort.startswith("-")
-    order = " DESC" if down else ""
-    if after is not None:
-        args += after
-        where += f" AND {column} {'<' if down else '>'} ${len(args)}"
-    args += [query.per_page + 1, query.offset]
-    rows = await db.fetch(
-        f"SELECT {COLUMNS} FROM notes WHERE {where} ORDER BY {column}{order} LIMIT ${len(args) - 1} OFFSET ${len(args)}",
-        *args,
+def _where(query: NoteQuery) -> Where:
+    return (
+        Where()
+        .add("strpos(lower(title), lower({})) > 0", query.title)
+        .add("due >= {}", query.due_from)
+        .add("due <= {}", query.due_to)
     )
-    return NOTES.validate_python([dict(row) for row in rows])
+
+
+async def page(db: Connection, query: NoteQuery) -> list[Any]:
+    """For `Page.from_rows`: one row more than a page holds, where there are more."""
+    rows: list[Any] = await db.fetch(*SORT.statement(f"SELECT {COLUMNS} FROM notes", _where(query), query))
+    return rows
 
 
 async def tagged(db: Connection, tags: list[str]) -> list[Note]:
@@ -47,8 +34,8 @@ async def tagged(db: Connection, tags: list[str]) -> list[Note]:
 
 
 async def count(db: Connection, query: NoteQuery) -> int:
-    where, args = _where(query)
-    return int(await db.fetchval(f"SELECT count(*) FROM notes WHERE {where}", *args))
+    where = _where(query)
+    return int(await db.fetchval(f"SELECT count(*) FROM notes WHERE {where}", *where.args))
 
 
 async def by_id(db: Connection, note_id: int) -> Note | None:

@@ -3,7 +3,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from hw_server.operations import Text
+from hw_server.operations import CursorQuery, Page, Text
 
 AUDIT_READ = "audit:read"
 Outcome = Literal["success", "denied", "failure"]
@@ -28,6 +28,9 @@ class AuditEntry(BaseModel):
     error: str | None = Field(description="Code of the error.")
 
 
+EntryPage = Page[AuditEntry]
+
+
 class AuditFilter(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -40,6 +43,5 @@ class AuditFilter(BaseModel):
     until: AwareDatetime | None = Field(None, description="Moment after the last.")
 
 
-class AuditQuery(AuditFilter):
+class AuditQuery(AuditFilter, CursorQuery):
     per_page: int = Field(50, ge=1, le=500)
-    cursor: str | None = Field(None, max_length=1000)

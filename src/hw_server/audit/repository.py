@@ -1,10 +1,8 @@
-from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import TypeAdapter
-
-from hw_server.audit.models import AuditEntry, AuditFilter
-from hw_server.db import Connection
+from hw_server.audit.models import AuditEntry, AuditFilter, AuditQuery, Outcome
+from hw_server.db import Connection, Where
+from hw_server.operations import Sort
 
 COLUMNS = """id, occurred_at, user_id, username, roles, action, resource, outcome, source, request_id, client_ip,
              status, duration_ms, error"""
@@ -12,41 +10,36 @@ COLUMNS = """id, occurred_at, user_id, username, roles, action, resource, outcom
 RESOURCE = (
     """(resource COLLATE "C" = {0} OR (resource COLLATE "C" >= {0} || '/' AND resource COLLATE "C" < {0} || '0'))"""
 )
-ENTRIES = TypeAdapter(list[AuditEntry])
+# A constant each: with a parameter PostgreSQL may plan without the index of what did not succeed.
+OUTCOMES = {outcome: f"outcome = '{outcome}'" for outcome in get_args(Outcome)}
+NEWEST_FIRST, OLDEST_FIRST = Sort(AuditEntry, "-occurred_at"), Sort(AuditEntry, "occurred_at")
 
 
-def conditions(filters: AuditFilter) -> tuple[str, list[Any]]:
-    """A WHERE clause and its arguments."""
-    clauses, args = ["true"], []
-    for value, clause in (
-        (filters.user, "(user_id = {0} OR username = {0})"),
-        (filters.action, "action = {0}"),
-        (filters.resource, RESOURCE),
-        (filters.request_id, "request_id = {0}"),
-        (filters.since, "occurred_at >= {0}"),
-        (filters.until, "occurred_at < {0}"),
-    ):
-        if value is not None:
-            args.append(value)
-            clauses.append(clause.format(f"${len(args)}"))
-    if filters.outcome is not None:
-        # A constant: with a parameter PostgreSQL may plan without the index of what did not succeed.
-        clauses.append(f"outcome = '{filters.outcome}'")
-    return " AND ".join(clauses), args
+def _where(filters: AuditFilter) -> Where:
+    where = (
+        Where()
+        .add("user_id = {0} OR username = {0}", filters.user)
+        .add("action = {}", filters.action)
+        .add(RESOURCE, filters.resource)
+        .add("request_id = {}", filters.request_id)
+        .add("occurred_at >= {}", filters.since)
+        .add("occurred_at < {}", filters.until)
+    )
+    return where if filters.outcome is None else where.add(OUTCOMES[filters.outcome])
 
 
-async def page(
-    db: Connection, filters: AuditFilter, last: tuple[datetime, int] | None, limit: int, *, oldest_first: bool = False
-) -> list[AuditEntry]:
-    """Newest first unless said otherwise, from behind the position of the `last` row seen."""
-    where, args = conditions(filters)
-    direction, beyond = ("ASC", ">") if oldest_first else ("DESC", "<")
-    if last is not None:
-        args += last
-        where += f" AND (occurred_at, id) {beyond} (${len(args) - 1}, ${len(args)})"
-    order = f"ORDER BY occurred_at {direction}, id {direction} LIMIT {int(limit)}"
-    rows = await db.fetch(f"SELECT {COLUMNS} FROM user_actions WHERE {where} {order}", *args)
-    return ENTRIES.validate_python([dict(row) for row in rows])
+async def page(db: Connection, query: AuditQuery, sort: Sort = NEWEST_FIRST) -> list[Any]:
+    """For `Page.from_rows`: one row more than a page holds, where there are more."""
+    rows: list[Any] = await db.fetch(*sort.statement(f"SELECT {COLUMNS} FROM user_actions", _where(query), query))
+    return rows
+
+
+async def newest(db: Connection, filters: AuditFilter, limit: int) -> list[AuditEntry]:
+    """The `limit` newest rows, newest first."""
+    where = _where(filters)
+    order = f"ORDER BY occurred_at DESC, id DESC LIMIT {int(limit)}"
+    rows = await db.fetch(f"SELECT {COLUMNS} FROM user_actions WHERE {where} {order}", *where.args)
+    return [AuditEntry.model_validate(dict(row)) for row in rows]
 
 
 async def by_id(db: Connection, entry_id: int) -> AuditEntry | None:

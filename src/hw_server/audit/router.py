@@ -8,17 +8,15 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from hw_server.audit import repository
-from hw_server.audit.models import AUDIT_READ, AuditEntry, AuditFilter
+from hw_server.audit.models import AUDIT_READ, AuditEntry, AuditFilter, AuditQuery, EntryPage
 from hw_server.auth import Principal
 from hw_server.auth.authentication import Authentication
 from hw_server.db import Database
-from hw_server.errors import DomainError
 from hw_server.http.dependencies import call_of, provided, require
 from hw_server.http.problems import problem_responses
-from hw_server.operations import AuditTrail, action_row
+from hw_server.operations import Page
 
 PAGE = 500
-ACTION, RESOURCE = "audit.export", "audit-logs"
 router = APIRouter(prefix="/audit-logs", tags=["audit"])
 
 
@@ -30,38 +28,31 @@ router = APIRouter(prefix="/audit-logs", tags=["audit"])
 )
 async def export(
     request: Request,
-    caller: Annotated[Principal, require(AUDIT_READ)],
+    caller: Annotated[Principal, require(AUDIT_READ, audit="queued")],
     filters: Annotated[AuditFilter, Query()],
     db: Annotated[Database, provided(Database)],
-    trail: Annotated[AuditTrail, provided(AuditTrail)],
     authentication: Annotated[Authentication, provided(Authentication)],
 ) -> StreamingResponse:
     """Export all matching rows up to now, one JSON object a line, oldest first."""
-    call = call_of(request)
+    call_of(request).resource = "audit-logs"
     now = datetime.now(UTC)
     # Without an end the export would run after the rows that are written meanwhile.
-    until_now = filters.model_copy(update={"until": min(filters.until or now, now)})
+    until_now = {**filters.model_dump(), "until": min(filters.until or now, now), "per_page": PAGE}
 
-    async def page(last: AuditEntry | None) -> list[AuditEntry]:
+    async def next_page(cursor: str) -> Page[AuditEntry]:
+        query = AuditQuery(**until_now, cursor=cursor)
         async with db.read() as connection:
-            position = (last.occurred_at, last.id) if last else None
-            return await repository.page(connection, until_now, position, PAGE, oldest_first=True)
+            rows = await repository.page(connection, query, repository.OLDEST_FIRST)
+        return EntryPage.from_rows(rows, query, repository.OLDEST_FIRST)
 
-    async def lines(entries: list[AuditEntry]) -> AsyncIterator[bytes]:
-        while entries:
-            yield b"".join(entry.model_dump_json().encode() + b"\n" for entry in entries)
-            if len(entries) < PAGE:
+    async def lines(page: Page[AuditEntry]) -> AsyncIterator[bytes]:
+        while True:
+            yield b"".join(entry.model_dump_json().encode() + b"\n" for entry in page.items)
+            if page.next_cursor is None:
                 return
             # The client may take hours; its right to read may end before.
             await authentication.recheck(caller)
-            entries = await page(entries[-1])
+            page = await next_page(page.next_cursor)
 
-    try:
-        # Before the status is sent: what refuses the first page is still a problem that the client can read.
-        first = await page(None)
-    except DomainError as error:
-        row = action_row(call, ACTION, RESOURCE, outcome="failure", status=error.status, error=error.code)
-        trail.record(row)
-        raise
-    trail.record(action_row(call, ACTION, RESOURCE, status=200))
-    return StreamingResponse(lines(first), media_type="application/x-ndjson")
+    # Before the status is sent: what refuses the first page is still a problem that the client can read.
+    return StreamingResponse(lines(await next_page("")), media_type="application/x-ndjson")

@@ -13,13 +13,14 @@ from hw_server.db import Connection, Database
 from hw_server.errors import DomainError, InvalidInput, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import AuditRow
+from hw_server.operations.events import Statement
 from hw_server.settings import AuditSettings
 
 log = structlog.get_logger()
 
 COLUMNS = AuditRow._fields
 INSERT = (
-    f"INSERT INTO user_actions ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"
+    f"INSERT INTO user_actions ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"  # noqa: S608
 )
 # With the name of what was written. The names of what is known to be written are needed no more.
 RECORD = """WITH settled AS (DELETE FROM audit_replays WHERE segment = ANY($2))
@@ -67,8 +68,11 @@ class AuditWriter:
         if len(self._queue) >= self._settings.batch_size:
             self._wake.set()
 
-    async def insert(self, connection: Connection, row: AuditRow) -> None:
-        await connection.execute(INSERT, *row)
+    async def insert(self, connection: Connection, row: AuditRow, also: Statement | None = None) -> None:
+        if also is None:
+            await connection.execute(INSERT, *row)
+        else:
+            await connection.execute(f"WITH audit_row AS ({INSERT}) {also.sql}", *row, *also.arguments)
         self._transactional.inc()
 
     async def write(self, row: AuditRow) -> None:

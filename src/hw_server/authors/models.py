@@ -3,11 +3,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from hw_server.operations import Line, PageQuery, Text
+from hw_server.operations import Line, PageQuery, Patch, Text
 
 AUTHORS_READ, AUTHORS_WRITE = "authors:read", "authors:write"
 Name = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 Bio = Annotated[Text, StringConstraints(max_length=5000)]
+AuthorOrder = Literal["id", "-id", "name", "-name", "born", "-born"]
 
 
 class Author(BaseModel):
@@ -19,6 +20,13 @@ class Author(BaseModel):
     updated_at: datetime
 
 
+class AuthorEvent(BaseModel):
+    """What subscribers of the topic `authors` get: the author as it is now, or was when it was deleted."""
+
+    action: Literal["created", "updated", "deleted"]
+    author: Author
+
+
 class AuthorCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -27,12 +35,10 @@ class AuthorCreate(BaseModel):
     born: date | None = None
 
 
-class AuthorPatch(BaseModel):
+class AuthorPatch(Patch):
     """What is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    name: Name = Field(default="")
+    name: Name = ""
     bio: Bio = ""
     born: date | None = None
 
@@ -41,4 +47,4 @@ class AuthorQuery(PageQuery):
     name: Text | None = Field(None, max_length=200, description="Part of the name, in any case.")
     born_from: date | None = None
     born_to: date | None = None
-    sort: Literal["id", "-id", "name", "-name"] = Field("id", description="`-` sorts downwards.")
+    sort: AuthorOrder = Field("id", description="`-` sorts downwards.")

@@ -4,38 +4,36 @@ from hw_server.authors.models import (
     AUTHORS_WRITE,
     Author,
     AuthorCreate,
+    AuthorEvent,
     AuthorPatch,
     AuthorQuery,
 )
 from hw_server.errors import NotFound
-from hw_server.operations import AfterCommit, CountCache, Cursor, Id, Operations, Page, Provided, Read, Write
+from hw_server.operations import AfterCommit, CountCache, Events, Id, Operations, Page, Provided, Read, Topic, Write
 
 operations = Operations("/authors")
 TOTAL = "authors"
 AuthorPage = Page[Author]
+AUTHORS = Topic("authors", AuthorEvent, subscribe=AUTHORS_READ)
 
 
 @operations.get("authors.list", role=AUTHORS_READ)
 async def list_authors(db: Read, query: AuthorQuery, counts: Provided[CountCache]) -> AuthorPage:
     """List authors."""
-    column = query.sort.removeprefix("-")
-    after = Cursor.decode(query.cursor, str if column == "name" else int) if query.cursor else None
-    rows = await repository.page(db, query, after)
-    items, more = rows[: query.per_page], len(rows) > query.per_page
-    page = AuthorPage(items=items, per_page=query.per_page)
-    if more:
-        page.next_cursor = Cursor.encode(getattr(items[-1], column))
-    if query.page is not None:
-        page.page = query.page
-        page.total = await counts.get(TOTAL, query, lambda: repository.count(db, query))
-    return page
+    rows = await repository.page(db, query)
+    total = await counts.get(TOTAL, query, lambda: repository.count(db, query))
+    return AuthorPage.from_rows(rows, query, repository.SORT, total)
 
 
 @operations.post("authors.create", role=AUTHORS_WRITE)
-async def create_author(db: Write, body: AuthorCreate, counts: Provided[CountCache], after: AfterCommit) -> Author:
+async def create_author(
+    db: Write, body: AuthorCreate, counts: Provided[CountCache], after: AfterCommit, events: Events
+) -> Author:
     """Create an author."""
     after.append(counts.invalidate(TOTAL))
-    return await repository.insert(db, body)
+    author = await repository.insert(db, body)
+    events.publish(AUTHORS, AuthorEvent(action="created", author=author))
+    return author
 
 
 @operations.get("authors.get", "/{id}", role=AUTHORS_READ)
@@ -46,28 +44,32 @@ async def get_author(db: Read, id: Id) -> Author:
 
 @operations.put("authors.replace", "/{id}", role=AUTHORS_WRITE)
 async def replace_author(
-    db: Write, id: Id, body: AuthorCreate, counts: Provided[CountCache], after: AfterCommit
+    db: Write, id: Id, body: AuthorCreate, counts: Provided[CountCache], after: AfterCommit, events: Events
 ) -> Author:
     """Replace an author."""
     after.append(counts.invalidate(TOTAL))
-    return _found(await repository.update(db, id, body), id)
+    author = _found(await repository.update(db, id, body), id)
+    events.publish(AUTHORS, AuthorEvent(action="updated", author=author))
+    return author
 
 
 @operations.patch("authors.update", "/{id}", role=AUTHORS_WRITE)
 async def update_author(
-    db: Write, id: Id, body: AuthorPatch, counts: Provided[CountCache], after: AfterCommit
+    db: Write, id: Id, body: AuthorPatch, counts: Provided[CountCache], after: AfterCommit, events: Events
 ) -> Author:
     """Change some fields of an author."""
     after.append(counts.invalidate(TOTAL))
-    return _found(await repository.update(db, id, body), id)
+    author = _found(await repository.update(db, id, body), id)
+    events.publish(AUTHORS, AuthorEvent(action="updated", author=author))
+    return author
 
 
 @operations.delete("authors.delete", "/{id}", role=AUTHORS_WRITE)
-async def delete_author(db: Write, id: Id, counts: Provided[CountCache], after: AfterCommit) -> None:
+async def delete_author(db: Write, id: Id, counts: Provided[CountCache], after: AfterCommit, events: Events) -> None:
     """Delete an author."""
     after.append(counts.invalidate(TOTAL))
-    if not await repository.delete(db, id):
-        raise NotFound(f"there is no author {id}")
+    author = _found(await repository.delete(db, id), id)
+    events.publish(AUTHORS, AuthorEvent(action="deleted", author=author))
 
 
 def _found(author: Author | None, author_id: int) -> Author:

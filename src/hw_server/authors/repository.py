@@ -1,49 +1,32 @@
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import TypeAdapter
-
-from hw_server.authors.models import Author, AuthorCreate, AuthorPatch, AuthorQuery
-from hw_server.db import Connection
+from hw_server.authors.models import Author, AuthorCreate, AuthorOrder, AuthorPatch, AuthorQuery
+from hw_server.db import Connection, Where
+from hw_server.operations import Sort
 
 COLUMNS = "id, name, bio, born, created_at, updated_at"
-AUTHORS = TypeAdapter(list[Author])
+SORT = Sort(Author, *get_args(AuthorOrder))
 PATCHABLE = ("name", "bio", "born")
 
 
-def _where(query: AuthorQuery) -> tuple[str, list[Any]]:
-    clauses: list[str] = []
-    args: list[Any] = []
-    for value, clause in (
-        (query.name, "strpos(lower(name), lower({})) > 0"),
-        (query.born_from, "born >= {}"),
-        (query.born_to, "born <= {}"),
-    ):
-        if value is not None:
-            args.append(value)
-            clauses.append(clause.format(f"${len(args)}"))
-    return " AND ".join(clauses) or "true", args
-
-
-async def page(db: Connection, query: AuthorQuery, after: tuple[Any, ...] | None) -> list[Author]:
-    """One row more than a page holds, so that the caller sees whether there are more."""
-    where, args = _where(query)
-    column, down = query.sort.removeprefix("-"), query.sort.startswith("-")
-    order = " DESC" if down else ""
-    if after is not None:
-        args += after
-        where += f" AND {column} {'<' if down else '>'} ${len(args)}"
-    args += [query.per_page + 1, query.offset]
-    rows = await db.fetch(
-        f"SELECT {COLUMNS} FROM authors WHERE {where} ORDER BY {column}{order} "
-        f"LIMIT ${len(args) - 1} OFFSET ${len(args)}",
-        *args,
+def _where(query: AuthorQuery) -> Where:
+    return (
+        Where()
+        .add("strpos(lower(name), lower({})) > 0", query.name)
+        .add("born >= {}", query.born_from)
+        .add("born <= {}", query.born_to)
     )
-    return AUTHORS.validate_python([dict(row) for row in rows])
+
+
+async def page(db: Connection, query: AuthorQuery) -> list[Any]:
+    """For `Page.from_rows`: one row more than a page holds, where there are more."""
+    rows: list[Any] = await db.fetch(*SORT.statement(f"SELECT {COLUMNS} FROM authors", _where(query), query))
+    return rows
 
 
 async def count(db: Connection, query: AuthorQuery) -> int:
-    where, args = _where(query)
-    return int(await db.fetchval(f"SELECT count(*) FROM authors WHERE {where}", *args))
+    where = _where(query)
+    return int(await db.fetchval(f"SELECT count(*) FROM authors WHERE {where}", *where.args))
 
 
 async def by_id(db: Connection, author_id: int) -> Author | None:
@@ -72,8 +55,9 @@ async def update(db: Connection, author_id: int, body: AuthorCreate | AuthorPatc
     return _author(row)
 
 
-async def delete(db: Connection, author_id: int) -> bool:
-    return await db.fetchval("DELETE FROM authors WHERE id = $1 RETURNING true", author_id) is True
+async def delete(db: Connection, author_id: int) -> Author | None:
+    """Returns the author that was deleted."""
+    return _author(await db.fetchrow(f"DELETE FROM authors WHERE id = $1 RETURNING {COLUMNS}", author_id))
 
 
 def _author(row: Any) -> Author | None:

@@ -2,11 +2,14 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hw_server.cli.serve import settings_or_exit
+
+if TYPE_CHECKING:
+    from hw_server.audit.models import AuditEntry, AuditFilter
 
 app = typer.Typer(help="Read the audit trail.", no_args_is_help=True)
 
@@ -42,25 +45,23 @@ def list_entries(
     except ValidationError as error:
         typer.echo(f"--{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}", err=True)
         raise typer.Exit(2) from None
-    asyncio.run(_print(filters, limit))
+    for entry in asyncio.run(_entries(filters, limit)):
+        typer.echo(entry.model_dump_json())
 
 
-async def _print(filters: object, limit: int) -> None:
+async def _entries(filters: "AuditFilter", limit: int) -> "list[AuditEntry]":
     from hw_server.audit import repository
-    from hw_server.audit.models import AuditFilter
     from hw_server.cli.stack import running_environment
     from hw_server.db import Database
     from hw_server.errors import Unavailable
     from hw_server.observability.metrics import Metrics
 
-    assert isinstance(filters, AuditFilter)
     db = Database(settings_or_exit(running_environment()).database, Metrics())
     try:
         async with db.read() as connection:
-            for entry in await repository.page(connection, filters, None, limit):
-                typer.echo(entry.model_dump_json())
+            return await repository.newest(connection, filters, limit)
     except Unavailable as error:
-        typer.echo(f"{error.detail}; check database.url with `hw config show`", err=True)
+        typer.echo(f"{error.detail}; see `hw status`, and database.url in `hw config show`", err=True)
         raise typer.Exit(1) from None
     finally:
         await db.stop()

@@ -1,15 +1,16 @@
-"""`hw migrate`: up, down, status, new."""
+"""`hw migrate`: up, down, status, new, heads, merge, stamp, check."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Annotated, Any
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from hw_server.cli.serve import settings_or_exit
 from hw_server.cli.stack import running_environment
 
-app = typer.Typer(help="Apply, revert, list and write database migrations.", no_args_is_help=True)
+T = TypeVar("T")
+app = typer.Typer(help="Apply, revert, list, write, join and check database migrations.", no_args_is_help=True)
 
 
 @app.command()
@@ -45,17 +46,81 @@ def status() -> None:
 
 @app.command()
 def new(message: Annotated[str, typer.Argument(help="What it does, in a few words.")]) -> None:
-    """Write an empty migration and print its path."""
+    """Write an empty migration and print its path; until it is filled in, nothing is applied."""
     from hw_server.db import migrations
 
-    typer.echo(migrations.new(message))
+    typer.echo(_written(lambda: migrations.new(message)))
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    from sqlalchemy.exc import SQLAlchemyError
+@app.command()
+def heads() -> None:
+    """List the revisions that no other one stands on; exit code 1 where there are several."""
+    from hw_server.db import migrations
+
+    found = _written(migrations.heads)
+    for revision in found:
+        typer.echo(revision)
+    if len(found) > 1:
+        typer.echo("`hw migrate merge` joins them", err=True)
+    raise typer.Exit(0 if len(found) < 2 else 1)
+
+
+@app.command()
+def merge(message: Annotated[str, typer.Argument(help="What it joins, in a few words.")] = "merge") -> None:
+    """Write a migration that joins the heads, where two people wrote one at the same time, and print its path."""
+    from hw_server.db import migrations
+
+    typer.echo(_written(lambda: migrations.merge(message)))
+
+
+@app.command()
+def stamp(revision: Annotated[str, typer.Argument(help="Migration that the database is taken to be at.")]) -> None:
+    """Note in the database which migration it is at, and run nothing."""
+    from hw_server.db import migrations
+
+    _run(migrations.stamp(settings_or_exit(running_environment()).database, revision))
+    typer.echo(f"the database is taken to be at {revision}")
+
+
+@app.command()
+def check() -> None:
+    """Look through the files, without a database; print each problem and exit with 1 where there is one."""
+    from hw_server.db import migrations
+
+    lines = _written(migrations.problems)
+    for line in lines:
+        typer.echo(line, err=True)
+    if not lines:
+        typer.echo("the migrations are in order")
+    raise typer.Exit(1 if lines else 0)
+
+
+def _written(work: Callable[[], T]) -> T:
+    """What only looks at files; prints one line and exits with 1 where they are wrong."""
+    from hw_server.db.migrations import MigrationError
+
+    try:
+        return work()
+    except (OSError, MigrationError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """What asks the database; prints one line and exits with 1 where it or the migrations refuse."""
+    from alembic.util import CommandError
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
     try:
         return asyncio.run(work)
+    except CommandError as error:
+        typer.echo(f"migrations failed: {_first_line(error)}", err=True)
     except (OSError, SQLAlchemyError, TimeoutError) as error:
-        typer.echo(f"the database refused: {str(error).splitlines()[0]}", err=True)
-        raise typer.Exit(1) from None
+        reason = error.driver_exception if isinstance(error, DBAPIError) else error
+        typer.echo(f"the database refused: {_first_line(reason)}", err=True)
+    raise typer.Exit(1)
+
+
+def _first_line(error: BaseException | None) -> str:
+    """Some errors have no text, as `TimeoutError`; their name says what they are."""
+    return (str(error) or type(error).__name__).splitlines()[0]

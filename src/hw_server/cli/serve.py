@@ -27,12 +27,19 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: http.host.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; default: http.port.", min=1, max=65535)] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Start anew when a Python file changes.")] = False,
 ) -> None:
-    """Run the application until SIGTERM; settings come from HW_* variables (see `hw config show`)."""
+    """Run the application until SIGTERM.
+
+    Settings come from HW_* variables (see `hw config show`); beside a native stack that runs, those not set are the stack's.
+    """
+    from hw_server.cli.reload import Reloader
+    from hw_server.cli.stack import running_environment
     from hw_server.observability import logging
     from hw_server.server import Workers, listen, run_worker
 
-    settings = settings_or_exit()
+    environment = running_environment(required=False)
+    settings = settings_or_exit(environment)
     chosen = {
         name: value for name, value in (("workers", workers), ("host", host), ("port", port)) if value is not None
     }
@@ -40,19 +47,26 @@ def serve(
     if settings.database.owner_url is not None:
         typer.echo("database.owner_url: is for `hw migrate`; a serving process must not hold it", err=True)
         raise typer.Exit(2)
+    if reload and settings.http.workers > 1:
+        typer.echo("--reload runs one worker; leave --workers out", err=True)
+        raise typer.Exit(2)
     logging.configure(settings.log)
     try:
         bound = listen(settings.http.host, settings.http.port)
     except OSError as error:
         typer.echo(
             f"cannot listen on {settings.http.host}:{settings.http.port}: {error.strerror}; "
-            "stop what uses the port or set --port",
+            "stop what uses the port (`hw down hw-server` stops the one of `hw up`) or set --port",
             err=True,
         )
         raise typer.Exit(1) from None
+    if reload:
+        raise typer.Exit(Reloader(settings, bound, environment, _migrate).run())
     if settings.database.migrate_on_start:
         _migrate(settings)
-    raise typer.Exit(Workers(settings, bound).run() if settings.http.workers > 1 else run_worker(settings, bound))
+    if settings.http.workers > 1:
+        raise typer.Exit(Workers(settings, bound, environment).run())
+    raise typer.Exit(run_worker(settings, bound))
 
 
 def _migrate(settings: Settings) -> None:

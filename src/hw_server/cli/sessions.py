@@ -32,7 +32,16 @@ def list_sessions(
 @app.command()
 def end(session_id: Annotated[str, typer.Argument(help="The session's id.")]) -> None:
     """End a session: its tokens are refused and its sockets closed on every instance."""
-    _with_store(lambda store: store.revoke(session_id))
+
+    async def end(store: "SessionStore") -> bool:
+        found = await store.get(session_id) is not None
+        if found:
+            await store.revoke(session_id)
+        return found
+
+    if not _with_store(end):
+        typer.echo(f"there is no session {session_id}; `hw sessions list` shows them", err=True)
+        raise typer.Exit(1)
     _record("sessions.end", f"sessions/{session_id}")
     typer.echo("ended")
 
@@ -115,5 +124,5 @@ def _with_store(work: "Callable[[SessionStore], Awaitable[T]]") -> T:
     try:
         return asyncio.run(run())
     except Unavailable as error:
-        typer.echo(f"{error.detail}; check redis.url with `hw config show`", err=True)
+        typer.echo(f"{error.detail}; see `hw status`, and redis.url in `hw config show`", err=True)
         raise typer.Exit(1) from None

@@ -1,5 +1,6 @@
-"""`hw up`, `down`, `status`, `logs`, `clean`: the native stack with the application."""
+"""`hw up`, `restart`, `down`, `status`, `logs`, `clean`: the native stack with the application."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,23 +9,27 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import httpx
+
     from hw_server.embedded import ProcessSpec, Stack
     from hw_server.operations import Feature
 
 APP = "hw-server"
+ORIGINS = "HW_HTTP__CORS_ORIGINS"
+SERVERS = ("HW_DATABASE__URL", "HW_REDIS__URL", "HW_OIDC__ISSUER")
 SEEDING_USER = "dave"  # has all roles
 State = Annotated[
     Path,
     typer.Option(
         "--state",
-        envvar="HWSTATE",
+        envvar="HW_STATE",
         help="Folder that holds the data, logs and process ids.",
         show_default=".hw in the project",
     ),
@@ -46,9 +51,22 @@ def up(
     redis_port: Annotated[int, typer.Option(help="Port of Valkey.", min=1, max=65535)] = 16379,
     oidc_port: Annotated[int, typer.Option(help="Port of the identity provider.", min=1, max=65535)] = 18080,
     workers: Annotated[int, typer.Option(help="Workers of the application.", min=1, max=64)] = 1,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Restart the application when a Python file changes.")
+    ] = False,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin of a front end that signs in here, such as http://localhost:5173; may be repeated. "
+            "Default: HW_HTTP__CORS_ORIGINS."
+        ),
+    ] = None,
     state: State = DEFAULT_STATE,
 ) -> None:
-    """Start PostgreSQL, Valkey, an identity provider and the application in the background."""
+    """Start PostgreSQL, Valkey, an identity provider and the application in the background.
+
+    What runs already goes on, unless its code, its settings or these options changed since it started: then it is restarted.
+    """
     try:
         from hw_server.embedded import EmbeddedError, Ports, Stack
         from hw_server.embedded import keycloak as real_keycloak
@@ -57,7 +75,11 @@ def up(
         typer.echo(f"hw up: {error.name} is not installed; `make venv` installs what the native stack needs", err=True)
         raise typer.Exit(1) from None
 
+    if reload and workers > 1:
+        typer.echo("hw up: --reload runs one worker; leave --workers out", err=True)
+        raise typer.Exit(2)
     ports = Ports(port, postgres_port, redis_port, oidc_port)
+    origins = origin or [part.strip() for part in os.environ.get(ORIGINS, "").split(",") if part.strip()]
     started = time.monotonic()
     try:
         running = _saved(state)
@@ -70,31 +92,65 @@ def up(
         if keycloak:
             _say("Keycloak takes half a minute; the first time it is fetched")
             real_keycloak.provide_java()
-        stack = Stack(state, ports, "keycloak" if keycloak else "nanoidp")
-        application = Process(_application(stack, workers), stack.state)
+        stack = Stack(state, ports, "keycloak" if keycloak else "nanoidp", origins=origins)
+        application = Process(_application(stack, workers, reload=reload), stack.state)
         application.refuse_taken_port()
         stack.refuse_taken_ports()
         state.mkdir(parents=True, exist_ok=True)
-        _settings_file(state).write_text(json.dumps({"ports": asdict(ports), "provider": stack.provider}))
+        saved = {"ports": asdict(ports), "provider": stack.provider, "origins": origins}
+        _settings_file(state).write_text(json.dumps({**saved, "workers": workers, "reload": reload}))
         stack.start(_say)
+        application.stop_outdated(_say)
         if application.start():
             _say("migrations and application are starting")
         application.wait()
+        _seed(stack)
     except EmbeddedError as error:
         typer.echo(f"hw up: {error}", err=True)
         raise typer.Exit(1) from None
-    _seed(stack)
+    except KeyboardInterrupt:
+        _interrupted(state)
     _say(f"all is ready after {time.monotonic() - started:.0f} s")
     _table(stack)
 
 
-def down(state: State = DEFAULT_STATE) -> None:
-    """Stop everything that `hw up` started; the data stays."""
+def restart(state: State = DEFAULT_STATE) -> None:
+    """Restart the application alone, with the options of the last `hw up`."""
+    stack = _saved(state, checked=True)
+    if stack is None or not _any_runs(stack):
+        typer.echo("nothing runs; start it with `make up`", err=True)
+        raise typer.Exit(1)
+    from hw_server.embedded import EmbeddedError
+
+    application = stack.processes[APP]
+    try:
+        application.stop()
+        application.start()
+        application.wait()
+    except EmbeddedError as error:
+        typer.echo(f"hw restart: {error}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        _interrupted(state)
+    _say(f"{APP} is ready")
+
+
+def down(
+    name: Annotated[str | None, typer.Argument(help="One process only.", autocompletion=_names)] = None,
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Stop everything that `hw up` started, or one process of it; the data stays."""
     stack = _saved(state)
     if stack is None or not _any_runs(stack):
         typer.echo("nothing runs")
         return
-    stack.stop(_say)
+    if name is None:
+        stack.stop(_say)
+    elif name not in stack.processes:
+        typer.echo(f"there is no process {name}; processes: {', '.join(stack.processes)}", err=True)
+        raise typer.Exit(1)
+    else:
+        _say(f"{name} stopped" if stack.processes[name].stop() else f"{name} does not run")
 
 
 def status(
@@ -139,9 +195,23 @@ def logs(
         existing = ", ".join(sorted(log.stem for log in (state / "logs").glob("*.log"))) or "none yet"
         typer.echo(f"there is no log of {name}; logs: {existing}", err=True)
         raise typer.Exit(1)
-    tail = shutil.which("tail") or "tail"
-    options = ["-F"] if follow else []
-    raise typer.Exit(subprocess.run([tail, "-n", str(lines), *options, str(path)], check=False).returncode)  # noqa: S603
+    tail = [shutil.which("tail") or "tail", "-n", str(lines), *(["-F"] if follow else []), str(path)]
+    try:
+        if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+            raise typer.Exit(subprocess.run(tail, check=False).returncode)  # noqa: S603
+        raise typer.Exit(_without_colours(tail))
+    except KeyboardInterrupt:  # how following ends
+        typer.echo(f"\n{_still_running(state)}", err=True)
+
+
+def _without_colours(command: list[str]) -> int:
+    from hw_server.observability.logging import COLOUR
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as process:  # noqa: S603
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(COLOUR.sub("", line), end="", flush=True)
+    return process.returncode
 
 
 def clean(
@@ -163,10 +233,19 @@ def clean(
     typer.echo("removed")
 
 
-def running_environment(state: Path | None = None) -> dict[str, str]:
-    """The settings of the application that `hw up` started, under those of the caller's own environment."""
-    stack = _saved(state or Path(os.environ.get("HWSTATE", DEFAULT_STATE)))
-    return _under_own(stack.environment() | _owner(stack) if stack else {})
+def running_environment(*, required: bool = True) -> dict[str, str]:
+    """The settings of the application of a native stack that runs, under those of the caller's own environment. Where none
+    runs and the environment names no server, exits with 1, unless `required` is False."""
+    stack = _saved(Path(os.environ.get("HW_STATE", DEFAULT_STATE)))
+    if stack is not None and _any_runs(stack):
+        return _under_own(stack.environment() | _owner(stack))
+    if required and not any(name in os.environ or f"{name}_FILE" in os.environ for name in SERVERS):
+        typer.echo(
+            f"nothing runs; start it with `make up`, or name the servers by {', '.join(SERVERS)}",
+            err=True,
+        )
+        raise typer.Exit(1)
+    return dict(os.environ)
 
 
 def _owner(stack: "Stack") -> dict[str, str]:
@@ -199,32 +278,51 @@ def _under_own(settings: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in settings.items() if f"{name}_FILE" not in os.environ} | dict(os.environ)
 
 
-def _application(stack: "Stack", workers: int = 1) -> "ProcessSpec":
+def _application(stack: "Stack", workers: int, *, reload: bool, checked: bool = True) -> "ProcessSpec":
+    """Exits with 2 where the settings are wrong, which only matters (`checked`) where it is to be started."""
     from hw_server.embedded import ProcessSpec
     from hw_server.embedded.process import serves
 
-    port = str(stack.ports.app)
+    environment = _under_own(stack.environment()) | {"HW_STATE": str(stack.state)}
+    if stack.origins:
+        environment[ORIGINS] = ",".join(stack.origins)
+    if environment.get("HW_ENVIRONMENT") != "production" and "HW_LOG__FORMAT_FILE" not in environment:
+        environment.setdefault("HW_LOG__FORMAT", "console")
+    options = ["--workers", str(workers), *(["--reload"] if reload else [])]
     return ProcessSpec(
         name=APP,
         port=stack.ports.app,
-        command=[sys.executable, "-m", "hw_server.cli", "serve", "--workers", str(workers), "--port", port],
-        environment=_under_own(stack.environment()),
+        command=[sys.executable, "-m", "hw_server.cli", "serve", "--port", str(stack.ports.app), *options],
+        environment=environment,
         ready=lambda: serves(f"http://127.0.0.1:{stack.ports.app}/health"),
         prepare=lambda: _migrate(stack),
         option="--port",
+        started_from=_started_from(environment, options, reload=reload) if checked else {},
     )
 
 
-def _saved(state: Path) -> "Stack | None":
-    """The stack as the last `hw up` described it."""
+def _started_from(environment: dict[str, str], options: list[str], *, reload: bool) -> dict[str, str]:
+    from hw_server.cli.config import shown, walk
+    from hw_server.cli.reload import code_digest
+    from hw_server.cli.serve import settings_or_exit
+
+    settings = settings_or_exit(environment)
+    values = "\n".join(f"{name}={shown(value, reveal=True)}" for name, value, _ in walk(settings))
+    digests = {"settings": hashlib.sha256(values.encode()).hexdigest(), "options": " ".join(options)}
+    # A reloading application takes changed code by itself.
+    return digests if reload else {"code": code_digest(settings.features), **digests}
+
+
+def _saved(state: Path, *, checked: bool = False) -> "Stack | None":
+    """The stack as the last `hw up` described it. `checked` as for `_application`."""
     try:
         saved = json.loads(_settings_file(state).read_text())
     except (OSError, ValueError):
         return None
     from hw_server.embedded import Ports, Stack  # a server alone is installed without it
 
-    stack = Stack(state, Ports(**saved["ports"]), saved["provider"])
-    stack.add(_application(stack))
+    stack = Stack(state, Ports(**saved["ports"]), saved["provider"], origins=saved.get("origins", ()))
+    stack.add(_application(stack, saved.get("workers", 1), reload=saved.get("reload", False), checked=checked))
     return stack
 
 
@@ -234,6 +332,17 @@ def _settings_file(state: Path) -> Path:
 
 def _any_runs(stack: "Stack") -> bool:
     return any(process.pid is not None for process in stack.processes.values())
+
+
+def _still_running(state: Path) -> str:
+    stack = _saved(state)
+    running = [name for name, process in stack.processes.items() if process.pid is not None] if stack else []
+    return f"still running: {', '.join(running)}; `make down` stops them" if running else "nothing runs"
+
+
+def _interrupted(state: Path) -> NoReturn:
+    typer.echo(f"\ninterrupted; {_still_running(state)}", err=True)
+    raise typer.Exit(130)
 
 
 def _say(line: str) -> None:
@@ -249,7 +358,7 @@ def _seed(stack: "Stack") -> None:
         return
     base = f"http://127.0.0.1:{stack.ports.app}/api"
     command = [sys.executable, "-m", "hw_server.cli", "token", SEEDING_USER]
-    environment = {**os.environ, "HWSTATE": str(stack.state)}
+    environment = {**os.environ, "HW_STATE": str(stack.state)}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
     if result.returncode != 0:
         typer.echo(f"  no rows were added: {result.stderr.strip()}", err=True)
@@ -259,8 +368,18 @@ def _seed(stack: "Stack") -> None:
         for seed in seeds:
             response = http.get(f"{base}{seed.path}?per_page=1")
             if response.status_code == 200 and not response.json()["items"]:
-                added = [http.post(f"{base}{seed.path}", json=dict(row)).status_code for row in seed.rows]
+                ids = {field: _first_ids(http, f"{base}{path}") for field, path in seed.references.items()}
+                rows = [
+                    {**row, **{field: found[number % len(found)] for field, found in ids.items() if found}}
+                    for number, row in enumerate(seed.rows)
+                ]
+                added = [http.post(f"{base}{seed.path}", json=row).status_code for row in rows]
                 _say(f"{added.count(201)} {seed.path.strip('/')} added")
+
+
+def _first_ids(http: "httpx.Client", url: str) -> list[int]:
+    response = http.get(url)
+    return [item["id"] for item in response.json()["items"]] if response.status_code == 200 else []
 
 
 def _features() -> "Sequence[Feature]":

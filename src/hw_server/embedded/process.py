@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hw_server.observability.logging import COLOUR
+
 NOBODY = 65534
 
 
@@ -35,6 +37,8 @@ class ProcessSpec:
     stop_signal: int = signal.SIGTERM
     timeout: float = 60.0  # seconds to become ready
     folder: Path | None = None
+    # What it is started from, each with a digest: a process that was started from something else is out of date.
+    started_from: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -58,19 +62,40 @@ class Process:
         """The running process, None where there is none or its number belongs to another by now."""
         if self._child is not None and self._child.poll() is not None:
             self._child = None
-        try:
-            record = json.loads(self._record.read_text())
-        except (OSError, ValueError):
+        record = self._recorded()
+        if record is None:
             return None
         started = _started_at(record["pid"])
         # None on both sides: it ended before its start time could be read.
         return record["pid"] if started is not None and started == record["started"] else None
+
+    def _recorded(self) -> dict[str, Any] | None:
+        try:
+            record: dict[str, Any] = json.loads(self._record.read_text())
+        except (OSError, ValueError):
+            return None
+        return record
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """What changed since this process was started, of what its spec names; nothing where none runs."""
+        record = self._recorded()
+        if record is None or self.pid is None:
+            return ()
+        before = record.get("started_from", {})
+        return tuple(name for name, digest in self.spec.started_from.items() if before.get(name) != digest)
 
     @property
     def status(self) -> str:
         if self.pid is None:
             return "stopped"
         return "running" if self.spec.ready() else "not answering"
+
+    def stop_outdated(self, progress: Callable[[str], None]) -> None:
+        """So that the next start takes what changed."""
+        if changed := self.changed:
+            self.stop()
+            progress(f"{self.spec.name} is restarted: its {' and '.join(changed)} changed since it started")
 
     def start(self) -> bool:
         """Starts it unless it runs; False where it ran already. Returns before it is ready."""
@@ -92,7 +117,12 @@ class Process:
                 **_as_user(self.spec.user),
             )
         self._child = child
-        self._record.write_text(json.dumps({"pid": child.pid, "started": _started_at(child.pid)}))
+        record = {
+            "pid": child.pid,
+            "started": _started_at(child.pid),
+            "started_from": dict(self.spec.started_from),
+        }
+        self._record.write_text(json.dumps(record))
         return True
 
     def wait(self) -> None:
@@ -146,7 +176,7 @@ class Process:
 
     def _last_words(self) -> str:
         try:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
+            lines = COLOUR.sub("", self.log.read_text(errors="replace")).strip().splitlines()
         except OSError:
             lines = []
         return " / ".join(line.strip() for line in lines[-3:])[-400:] or "it wrote nothing"

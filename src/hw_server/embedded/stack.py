@@ -1,6 +1,6 @@
 """All servers of the native stack, in start order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,8 @@ class Ports:
 
 class Stack:
     """PostgreSQL, Valkey and an OpenID provider. Stopping and starting again keeps their data. `users` are NanoIDP's, by
-    name with their roles; Keycloak has those of its realm file."""
+    name with their roles; Keycloak has those of its realm file. `origins` are those of front ends besides the application's own
+    pages."""
 
     def __init__(
         self,
@@ -30,14 +31,16 @@ class Stack:
         ports: Ports,
         provider: Provider = "nanoidp",
         users: Mapping[str, tuple[str, ...]] = USERS,
+        origins: Sequence[str] = (),
     ) -> None:
         self.state = state.absolute()
         self.ports = ports
         self.provider = provider
+        self.origins = tuple(origins)
         identity = (
-            keycloak.spec(self.state, ports.oidc, ports.postgres, ports.app)
+            keycloak.spec(self.state, ports.oidc, ports.postgres, ports.app, self.origins)
             if provider == "keycloak"
-            else nanoidp.spec(self.state, ports.oidc, ports.app, users)
+            else nanoidp.spec(self.state, ports.oidc, ports.app, users, self.origins)
         )
         specs = (
             postgres.spec(self.state, ports.postgres),
@@ -56,6 +59,8 @@ class Stack:
         self.state.mkdir(parents=True, exist_ok=True)
         processes = list(self.processes.values())
         self.refuse_taken_ports()
+        for process in processes:
+            process.stop_outdated(progress)
         fresh = []
         for process in processes:
             if process.start():
@@ -97,6 +102,7 @@ class Stack:
             "HW_HTTP__PORT": str(self.ports.app),
             "HW_HTTP__PUBLIC_URL": f"http://localhost:{self.ports.app}",
             "HW_AUDIT__SPILL_DIR": str(self.state / "spill"),
+            **({"HW_HTTP__CORS_ORIGINS": ",".join(self.origins)} if self.origins else {}),
             **oidc,
         }
 

@@ -10,17 +10,20 @@ from starlette.staticfiles import StaticFiles
 
 from hw_server.auth.jwks import SigningKeys
 from hw_server.http.addresses import origin
+from hw_server.http.guard import SIGN_IN
 from hw_server.http.problems import problem_schemas
 from hw_server.settings import OidcSettings
 
 REDIRECT = "/docs/oauth2-redirect"
 DISCOVERY = "/docs/openid-configuration"
+# A public client has no secret, but Swagger UI asks for one with every authorization code.
+WITHOUT_SECRET = b"<style>.auth-container .wrapper:has([id^=client_secret_]) { display: none }</style>"
 
 
 def sign_in_scheme() -> OpenIdConnect:
     return OpenIdConnect(
         openIdConnectUrl=DISCOVERY,
-        scheme_name="sign-in",
+        scheme_name=SIGN_IN,
         description="Sign in at the identity provider (authorization code with PKCE).",
         auto_error=False,
     )
@@ -60,7 +63,7 @@ def add_documents(app: FastAPI, settings: OidcSettings, keys: SigningKeys) -> No
             swagger_favicon_url="/docs/assets/favicon.png",
             swagger_ui_parameters={"persistAuthorization": False, "tryItOutEnabled": True},
         )
-        return HTMLResponse(page.body, headers=headers)
+        return HTMLResponse(bytes(page.body).replace(b"</head>", WITHOUT_SECRET + b"</head>"), headers=headers)
 
     @app.get(DISCOVERY, include_in_schema=False)
     async def discovery() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hw_server.errors import ClientDisconnected, MethodNotAllowed, UnsupportedMediaType
 from hw_server.http.middleware import CALL
 from hw_server.http.problems import problem_responses
-from hw_server.operations import BoundOperation, Executor
+from hw_server.operations import BoundOperation, Call, Executor, role_in_words
 from hw_server.operations.declaration import RPC
 from hw_server.operations.signature import BODY, QUERY
 
@@ -88,7 +88,8 @@ def _add_route(router: APIRouter, bound: BoundOperation, handlers: dict[str, ASG
         operation_id=operation.name,
         tags=[operation.tag],
         summary=operation.summary,
-        description=operation.description,
+        description=f"{operation.description}\n\n{role_in_words(operation.role)}".lstrip(),
+        openapi_extra={"x-role": operation.role},
         responses=problem_responses(*statuses),
         route_class_override=Route,
     )
@@ -119,7 +120,9 @@ async def _handle(executor: Executor, bound: BoundOperation, scope: Scope, recei
         body = await _json_body(Request(scope, receive)) if BODY in bound.signature.fields else b""
         return bound.binder.from_http(scope["path_params"], scope["query_string"], body)
 
-    answer = await executor.run(bound, scope[CALL], bind)
+    call: Call = scope[CALL]
+    call.asked = scope["path_params"]
+    answer = await executor.run(bound, call, bind)
     headers = []
     if answer is not None:
         headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", b"application/json")]

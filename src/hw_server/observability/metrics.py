@@ -65,6 +65,23 @@ class Metrics:
         self.audit_spill_bytes = gauge("audit_spill_bytes", "Audit rows waiting on disk, bytes.")
         self.audit_flush = histogram("audit_flush_duration_seconds", "Time to write one batch.")
 
+        self.topic_published = counter("topic_events_published_total", "Events taken from the outbox to Redis.")
+        self.topic_received = counter("topic_events_received_total", "Events heard of by processes with subscribers.")
+        self.topic_delivered = counter("topic_deliveries_total", "Events written to subscribers.", "protocol")
+        self.topic_conflated = counter(
+            "topic_events_conflated_total", "Events replaced by newer ones for slow readers."
+        )
+        self.topic_resets = counter("topic_resets_total", "Subscriptions told that events are lost to them.")
+        self.topic_repairs = counter("topic_repairs_total", "Gaps that were read from history.")
+        self.topic_dead_letters = counter("topic_dead_letters_total", "Events given up after their tries.")
+        self.topic_subscriptions = gauge("topic_subscriptions", "Subscriptions of sockets and event streams.")
+        self.topic_channels = gauge("topic_channels", "Topics followed by worker processes.")
+        self.topic_partitions = gauge("topic_relay_partitions", "Partitions of the outbox that are relayed.")
+        self.topic_outbox_lag = Gauge(
+            "topic_outbox_lag_seconds", "Age of the oldest event in the outbox.", registry=self.registry,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
+
         self.service_failures = counter(
             "service_item_failures_total", "Items that a background service could not process.", "service"
         )

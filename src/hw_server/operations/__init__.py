@@ -3,12 +3,15 @@
 from hw_server.operations.audit import AuditRow, AuditTrail, action_row
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
-from hw_server.operations.declaration import SIGNED_IN, Operation, Operations
+from hw_server.operations.declaration import SIGNED_IN, Operation, Operations, role_in_words
+from hw_server.operations.events import Events
 from hw_server.operations.executor import BoundOperation, Executor, authorize
-from hw_server.operations.feature import Feature, Seed, load_features
-from hw_server.operations.fields import Id, Line, Text
+from hw_server.operations.feature import Feature, Reference, Seed, load_features
+from hw_server.operations.fields import Id, Line, Patch, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
-from hw_server.operations.pagination import CountCache, Cursor, Page, PageQuery
+from hw_server.operations.pagination import CountCache, CursorQuery, Page, PageQuery
+from hw_server.operations.sorting import Sort
+from hw_server.operations.topic import History, Topic
 
 __all__ = [
     "SIGNED_IN",
@@ -18,23 +21,30 @@ __all__ = [
     "BoundOperation",
     "Call",
     "CountCache",
-    "Cursor",
+    "CursorQuery",
     "Deadlines",
+    "Events",
     "Executor",
     "Feature",
+    "History",
     "Id",
     "Line",
     "Operation",
     "Operations",
     "Page",
     "PageQuery",
+    "Patch",
     "Provided",
     "Read",
+    "Reference",
     "Seed",
     "Socket",
+    "Sort",
     "Text",
+    "Topic",
     "Write",
     "action_row",
     "authorize",
     "load_features",
+    "role_in_words",
 ]

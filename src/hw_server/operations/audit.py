@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from hw_server.db import Connection
 from hw_server.operations.call import Call
+from hw_server.operations.events import Statement
 
 
 class AuditRow(NamedTuple):
@@ -59,8 +60,9 @@ class AuditTrail(Protocol):
     def record(self, row: AuditRow) -> None:
         """Puts a row into the bounded queue; never waits."""
 
-    async def insert(self, connection: Connection, row: AuditRow) -> None:
-        """Writes a row in the transaction of the change it tells of."""
+    async def insert(self, connection: Connection, row: AuditRow, also: Statement | None = None) -> None:
+        """Writes a row in the transaction of the change it tells of, and in one statement with it `also`, whose parameters
+        are numbered from `len(row) + 1`."""
 
     async def write(self, row: AuditRow) -> None:
         """Returns once the row is durable, in PostgreSQL or on disk; raises `Unavailable` where neither takes it."""

@@ -22,6 +22,13 @@ SIGNED_IN = "signed-in"  # as `role`: any valid token will do
 RPC = "RPC"  # as `method`: only the socket speaks it
 
 
+def role_in_words(role: str | None) -> str:
+    """For documents; None is everybody."""
+    if role is None:
+        return "Public: needs no token."
+    return "Needs any valid token." if role == SIGNED_IN else f"Needs the role `{role}`."
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """`role` is None for a public operation. `changes` is whether a success changes anything, `audit` when its audit row is

@@ -6,34 +6,35 @@ from typing import Any
 import structlog
 from pydantic import TypeAdapter
 
-from hw_server.db import Database
+from hw_server.db import Connection, Database
 from hw_server.errors import Conflict, DomainError, Forbidden, InternalError, Timeout, Unauthenticated, Unavailable
 from hw_server.operations.audit import AuditRow, AuditTrail, action_row
 from hw_server.operations.binding import Binder
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, Operation
-from hw_server.operations.feature import Feature
+from hw_server.operations.events import Events, Outbox
+from hw_server.operations.feature import Feature, Reference
 from hw_server.operations.injection import AfterCommit, Context
-from hw_server.operations.signature import read_signature
+from hw_server.operations.signature import PATH_FIELD, read_signature
 from hw_server.runtime.parts import Parts
 
 log = structlog.get_logger()
 
+MAX_FIELD = 255  # characters of one field in a row's resource
 UNKNOWN = "the outcome is unknown: the database did not answer the COMMIT; look before you try again"
 
 
 class BoundOperation:
     """An operation with what was read from its signature. `dump` serializes its answer to JSON."""
 
-    __slots__ = ("binder", "conflicts", "dump", "operation", "signature")
+    __slots__ = ("binder", "dump", "operation", "signature")
 
-    def __init__(self, operation: Operation, feature: Feature, parts: Parts) -> None:
+    def __init__(self, operation: Operation, parts: Parts) -> None:
         self.operation = operation
         self.signature = read_signature(operation, parts)
         self.binder = Binder(operation, self.signature)
         self.dump: Callable[[Any], bytes] = TypeAdapter(self.signature.returns).serializer.to_json
-        self.conflicts = feature.conflicts
 
 
 class Executor:
@@ -45,19 +46,26 @@ class Executor:
         parts: Parts,
         db: Database,
         audit: AuditTrail,
+        outbox: Outbox,
         deadlines: Deadlines,
         record_reads: bool,
     ) -> None:
         self._db = db
         self._audit = audit
+        self._outbox = outbox
         self._deadlines = deadlines
         self._queued = frozenset({"queued", "reads"} if record_reads else {"queued"})
         self.operations: dict[str, BoundOperation] = {}
+        self._words: dict[str, str | Reference] = {}
         for feature in features:
+            for constraint, words in feature.conflicts.items():
+                if constraint in self._words:
+                    raise ValueError(f"feature {feature.name}: another feature has words for {constraint}")
+                self._words[constraint] = words
             for operation in feature.operations.declared:
                 if operation.name in self.operations:
                     raise ValueError(f"operation {operation.name} is declared twice")
-                self.operations[operation.name] = BoundOperation(operation, feature, parts)
+                self.operations[operation.name] = BoundOperation(operation, parts)
 
     async def run(
         self, bound: BoundOperation, call: Call, bind: Callable[[], Awaitable[dict[str, Any]]]
@@ -65,7 +73,7 @@ class Executor:
         """The serialized answer, None where there is none. `bind` gives the arguments that the caller sent. Raises
         `DomainError`; every other exception is a defect."""
         operation, signature = bound.operation, bound.signature
-        context, arguments, value = Context(call), None, None
+        context, arguments, value = Context(call, self._outbox), None, None
         try:
             authorize(operation.role, call)
             with self._deadlines.start():
@@ -86,7 +94,7 @@ class Executor:
             self._record_failure(operation, call, arguments, late)
             raise late from None
         except DomainError as problem:
-            error = _in_words_of_feature(problem, bound)
+            error = self._in_words(problem)
             if context.committing and isinstance(error, Timeout | Unavailable):
                 error = type(error)(UNKNOWN)
             self._record_failure(operation, call, arguments, error)
@@ -107,9 +115,21 @@ class Executor:
         async with self._db.write() as context.connection:
             value = await operation.handler(**bound.signature.assemble(arguments, context))
             answer = None if value is None else bound.dump(value)
-            await self._audit.insert(context.connection, _row(operation, context.call, arguments, value))
+            row = _row(operation, context.call, arguments, value)
+            if context.events is None or not context.events.buffered:
+                await self._audit.insert(context.connection, row)
+                context.committing = True
+                return answer
+            await self._insert_with_events(context.connection, row, context.events)
             context.committing = True
+        self._outbox.committed()
         return answer
+
+    async def _insert_with_events(self, connection: Connection, row: AuditRow, events: Events) -> None:
+        """The last statement, so that ids of events are drawn after the changed rows are locked."""
+        if (turns := self._outbox.ordered_topics(events.buffered)) is not None:
+            await connection.execute(turns.sql, *turns.arguments)
+        await self._audit.insert(connection, row, self._outbox.insertion(events.buffered, len(row) + 1))
 
     @staticmethod
     async def _after_commit(operation: Operation, calls: AfterCommit) -> None:
@@ -118,6 +138,15 @@ class Executor:
                 await call()
             except Exception as error:
                 log.warning("after_commit_failed", operation=operation.name, error=repr(error)[:200])
+
+    def _in_words(self, error: DomainError) -> DomainError:
+        """A violated constraint in the words of the feature that has it, whichever feature's operation violates it."""
+        if not isinstance(error, Conflict) or (constraint := error.extra.pop("constraint", None)) is None:
+            return error
+        words = self._words.get(constraint)
+        if isinstance(words, Reference):
+            return Conflict(words.used if error.extra.get("referenced") else words.missing)
+        return Conflict(words)
 
     def _record_failure(
         self, operation: Operation, call: Call, arguments: dict[str, Any] | None, error: DomainError
@@ -150,25 +179,29 @@ def _row(
     return action_row(
         call,
         operation.name,
-        call.resource or _resource(operation, arguments, value),
+        call.resource or _resource(operation, call, arguments, value),
         outcome=outcome,
         status=operation.status if status is None else status,
         error=error,
     )
 
 
-def _resource(operation: Operation, arguments: dict[str, Any] | None, value: Any) -> str | None:
+def _resource(operation: Operation, call: Call, arguments: dict[str, Any] | None, value: Any) -> str | None:
     """`authors/42`: the path with its fields filled in, and the new row's id after a create."""
     path = operation.path.removeprefix("/")
     if "{" in path and arguments is not None:
         path = path.format_map(arguments)
+    elif "{" in path:
+        asked = call.asked or {}
+        path = PATH_FIELD.sub(lambda field: _shown(asked.get(field[1]), field[0]), path)
     elif operation.status == 201 and (created := getattr(value, "id", None)) is not None:
         path = f"{path}/{created}"
     return path or None
 
 
-def _in_words_of_feature(error: DomainError, bound: BoundOperation) -> DomainError:
-    """A violated constraint, as the feature names it."""
-    if isinstance(error, Conflict) and (constraint := error.extra.pop("constraint", None)) is not None:
-        return Conflict(bound.conflicts.get(constraint))
-    return error
+def _shown(value: Any, placeholder: str) -> str:
+    """A field of a refused call, which nothing has validated."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return str(value)
+    usable = isinstance(value, str) and value and value[:MAX_FIELD].isprintable()
+    return value[:MAX_FIELD] if usable else placeholder

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 from hw_server.auth import Principal
 from hw_server.db import Connection
 from hw_server.operations.call import Call
+from hw_server.operations.events import Events, Outbox
 from hw_server.runtime.parts import Parts
 
 T = TypeVar("T")
@@ -28,16 +29,23 @@ class Context:
     """What is at hand while one operation runs. `committing` is whether its COMMIT was sent."""
 
     call: Call
+    outbox: Outbox
     connection: Connection | None = None
     committing: bool = False
     after_commit: AfterCommit = field(default_factory=AfterCommit)
+    events: Events | None = None
+
+    def buffer(self) -> Events:
+        """The events of this call; only where the operation takes them."""
+        self.events = Events(self.outbox)
+        return self.events
 
 
 class Injected(NamedTuple):
     """One kind. Two parameters of one `group` are refused, where it has one; `value` gives the argument of a call,
     `constant` one that is the same for all calls."""
 
-    group: Literal["connection", "caller", "Call", "AfterCommit", "socket"] | None
+    group: Literal["connection", "caller", "Call", "AfterCommit", "Events", "socket"] | None
     matches: Callable[[Any], bool]
     value: Callable[[Context], Any] | None = None
     constant: Callable[[Any, Parts], Any] | None = None
@@ -59,6 +67,7 @@ INJECTED = {
     "after_commit": Injected(
         "AfterCommit", lambda annotation: annotation is AfterCommit, value=lambda context: context.after_commit
     ),
+    "events": Injected("Events", lambda annotation: annotation is Events, value=lambda context: context.buffer()),
     "socket": Injected("socket", _marked(SOCKET), value=lambda context: context.call.socket),
     "provided": Injected(None, _marked(PROVIDED), constant=lambda annotation, parts: parts[get_args(annotation)[0]]),
 }

@@ -1,39 +1,38 @@
 """Pages of a list: by number with a cached total, or by keyset cursor."""
 
 import asyncio
-import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from functools import cache
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
-from pydantic_core import to_json
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hw_server.errors import InvalidInput, Unavailable
-from hw_server.operations.fields import Text
+from hw_server.errors import Unavailable
+from hw_server.operations.sorting import Sort
 from hw_server.redis import CacheRedis, Keys
 
 T = TypeVar("T")
 COUNT_LIFETIME = 10  # seconds; the longest a total may lag behind a write that another instance made meanwhile
 
 
-class Page(BaseModel, Generic[T]):
-    """`total` and `page` are there when a page number was asked for."""
+class CursorQuery(BaseModel):
+    """The query of a list that is read by cursor alone. A field `sort` in a subclass names one of the list's orders."""
 
-    items: list[T]
-    per_page: int
-    next_cursor: str | None = None
-    total: int | None = Field(None, exclude_if=lambda value: value is None)
-    page: int | None = Field(None, exclude_if=lambda value: value is None)
-
-
-class PageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     per_page: int = Field(20, ge=1, le=100)
-    page: int | None = Field(None, ge=1, le=100_000, description="Page number; answers with the total.")
     cursor: str | None = Field(None, max_length=1000, description="`next_cursor` of the page before.")
+
+    @property
+    def offset(self) -> int:
+        """Rows to skip."""
+        return 0
+
+
+class PageQuery(CursorQuery):
+    """The query of a list that is read by cursor or by page number."""
+
+    page: int | None = Field(None, ge=1, le=100_000, description="Page number; answers with the total.")
 
     @model_validator(mode="after")
     def _one_way(self) -> "PageQuery":
@@ -46,30 +45,27 @@ class PageQuery(BaseModel):
         return 0 if self.page is None else (self.page - 1) * self.per_page
 
 
-class Cursor:
-    """An opaque position in a sorted list: the sort order and the last row's sort values."""
+class Page(BaseModel, Generic[T]):
+    """`total` and `page` are there when a page number was asked for."""
 
-    @staticmethod
-    def encode(*values: Any) -> str:
-        return base64.urlsafe_b64encode(to_json(values)).rstrip(b"=").decode()
+    items: list[T]
+    per_page: int
+    next_cursor: str | None = None
+    total: int | None = Field(None, exclude_if=lambda value: value is None)
+    page: int | None = Field(None, exclude_if=lambda value: value is None)
 
-    @staticmethod
-    def decode(cursor: str, *types: Any) -> tuple[Any, ...]:
-        """The values, each of the given type; raises `InvalidInput` for anything this server did not make."""
-        try:
-            data = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
-            return _cursor_type(types).validate_json(data)
-        except ValueError:
-            raise InvalidInput(
-                [{"field": "cursor", "message": "is not a cursor of this list", "type": "cursor"}]
-            ) from None
-
-
-@cache
-def _cursor_type(types: tuple[Any, ...]) -> TypeAdapter[tuple[Any, ...]]:
-    """Text and numbers that PostgreSQL can hold."""
-    held = tuple({str: Text, int: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]}.get(kind, kind) for kind in types)
-    return TypeAdapter(tuple[held])  # type: ignore[valid-type]
+    @classmethod
+    def from_rows(cls, rows: Sequence[Any], query: CursorQuery, sort: Sort, total: int | None = None) -> Self:
+        """A page of what `sort.statement` for the same query fetched; `total` is what `CountCache.get` returned."""
+        shown = rows[: query.per_page]
+        fields = {
+            "items": [dict(row) for row in shown],
+            "per_page": query.per_page,
+            "next_cursor": sort.order(query).cursor(shown[-1]) if len(rows) > query.per_page else None,
+        }
+        if total is not None:
+            fields |= {"total": total, "page": getattr(query, "page", None)}
+        return cls.model_validate(fields)
 
 
 class CountCache:
@@ -81,10 +77,13 @@ class CountCache:
         self._pending: dict[str, asyncio.Task[Unavailable | None]] = {}
         self._turn = asyncio.Lock()
 
-    async def get(self, name: str, filters: BaseModel, count: Callable[[], Awaitable[int]]) -> int:
-        """The cached total of the list `name` under `filters`, else what `count` returns."""
+    async def get(self, name: str, query: PageQuery, count: Callable[[], Awaitable[int]]) -> int | None:
+        """The cached total of the list `name` under the filters of `query`, else what `count` returns; None where no page
+        number was asked for, and so no total."""
+        if query.page is None:
+            return None
         key = self._keys.totals(name)
-        field = filters.model_dump_json(exclude={"page", "per_page", "cursor", "sort"})
+        field = query.model_dump_json(exclude={"page", "per_page", "cursor", "sort"})
         try:
             cached = await self._redis.run("totals", lambda client: client.hget(key, field))
         except Unavailable:

@@ -98,8 +98,9 @@ def _refuse_wrong_injection(operation: Operation, injected: dict[str, str], hint
         raise ValueError("it only reads, and takes Write")
     if "write" in injected and operation.audit != "transaction":
         raise ValueError(f'audit="{operation.audit}" contradicts Write, whose transaction holds the audit row')
-    if "after_commit" in injected and "write" not in injected:
-        raise ValueError("AfterCommit needs Write")
+    for kind, name in (("after_commit", "AfterCommit"), ("events", "Events")):
+        if kind in injected and "write" not in injected:
+            raise ValueError(f"{name} needs Write")
     if operation.public and "caller" in injected and hints[injected["caller"]] is Principal:
         raise ValueError(f"it is public, so {injected['caller']} may be None: say Principal | None")
     if "socket" in injected and operation.method != RPC:

@@ -72,14 +72,18 @@ Pending = tuple[str, int, "asyncio.Future[Decision]"]  # key, limit, and who wai
 
 
 class RateLimiter:
-    """Limits by scope (`http`, `ws`) and caller. Without Redis a local window counts, or every request is refused, as
+    """Limits by scope (`http`, `ws`, `publish`) and caller. Without Redis a local window counts, or every request is refused, as
     `ratelimit.on_redis_down` says."""
 
     def __init__(self, settings: RateLimitSettings, redis: CacheRedis, keys: Keys, metrics: Metrics) -> None:
         self._settings = settings
         self._redis = redis
         self._keys = keys
-        self._limits = {"http": settings.http_per_minute, "ws": settings.ws_per_minute}
+        self._limits = {
+            "http": settings.http_per_minute,
+            "ws": settings.ws_per_minute,
+            "publish": settings.publishes_per_minute,
+        }
         self._hits = metrics.rate_limit_hits
         self._fallback = metrics.rate_limit_fallback
         self._local = LocalWindows()

@@ -1,10 +1,13 @@
 """Every Redis key and channel the server uses."""
 
+from urllib.parse import quote
+
 
 class Keys:
     def __init__(self, prefix: str) -> None:
         self.revoked = f"{prefix}revoked"  # DB 1, sorted set: `session:<id>` or `user:<sub>` -> time its entry ends
         self.revocations = f"{prefix}revocations"  # channel: `<time>|<entry>`
+        self.topic_wake = f"{prefix}topic-wake"  # channel: events were committed
         self._prefix = prefix
 
     def session(self, session_id: str) -> str:
@@ -34,3 +37,27 @@ class Keys:
     def totals(self, name: str) -> str:
         """DB 0, hash: filters of a list -> its number of rows."""
         return f"{self._prefix}totals:{name}"
+
+    def topic_meta(self, topic: str) -> str:
+        """DB 0, hash: generation, epoch, offset and history bytes of a topic."""
+        return f"{self._prefix}topic:meta:{quote(topic, safe='')}"
+
+    def topic_history(self, topic: str) -> str:
+        """DB 0, stream: the last events of a topic, by offset."""
+        return f"{self._prefix}topic:history:{quote(topic, safe='')}"
+
+    def topic_channel(self, topic: str) -> str:
+        """Channel: `<epoch> <offset> <data>` of each event of a topic."""
+        return f"{self._prefix}topic:{quote(topic, safe='')}"
+
+    def topic_fence(self, partition: int) -> str:
+        """DB 0: the highest fencing number that published events of a partition."""
+        return f"{self._prefix}topic-fence:{partition}"
+
+    def topic_published(self, partition: int) -> str:
+        """DB 0, set: events of a partition that were published and may still be in the outbox."""
+        return f"{self._prefix}topic-published:{partition}"
+
+    def topic_feed(self, process: str) -> str:
+        """Channel: what a process sends to itself to prove that it hears."""
+        return f"{self._prefix}topic-feed:{process}"

@@ -30,7 +30,6 @@ class WebSocketConnection:
 
     __slots__ = (
         "_backlog",
-        "_close_after",
         "_handle",
         "_in_progress",
         "_protocol",
@@ -71,7 +70,6 @@ class WebSocketConnection:
         self._in_progress: set[asyncio.Task[None]] | None = None
         self._backlog: deque[bytes] | None = None
         self._refusals = 0
-        self._close_after: CloseCode | None = None
 
     # In
 
@@ -142,6 +140,15 @@ class WebSocketConnection:
         protocol.write_frame(frame)
         self._sent.inc()
 
+    def write_event(self, frame: bytes) -> None:
+        """`send_frame` for one of many receivers; the caller counts them together."""
+        protocol = self._protocol
+        if protocol.open:
+            if protocol.unsent + len(frame) > self._settings.send_buffer_bytes:
+                self.close(CloseCode.SLOW_CONSUMER)
+            else:
+                protocol.write_frame(frame)
+
     def notify(self, method: str, params: dict[str, Any]) -> None:
         self.send_frame(text_frame(to_json({"jsonrpc": "2.0", "method": method, "params": params})))
 
@@ -149,15 +156,6 @@ class WebSocketConnection:
         if self._protocol.open:
             self.outcome = code.name.lower()
             self._protocol.close(code, self.outcome, CLOSE_TIMEOUT)
-
-    def close_after_response(self, code: CloseCode) -> None:
-        """Closes the connection once the response to this message, which says why, is sent."""
-        self._close_after = code
-
-    def message_done(self) -> None:
-        """One message was answered, or needed no answer."""
-        if self._close_after is not None:
-            self.close(self._close_after)
 
     def count_refusal(self) -> None:
         """Closes a client that goes on after `MAX_REFUSALS` refusals by the rate limit in a row."""

@@ -3,6 +3,7 @@
 import math
 import re
 import time
+from collections.abc import Callable
 from random import getrandbits
 from typing import Any
 
@@ -45,6 +46,7 @@ class Dispatcher:
     async def handle(self, connection: WebSocketConnection, data: bytes) -> None:
         """Answers one message; never raises for what a client sent."""
         self._received.inc()
+        after: list[Callable[[], None]] = []
         message, arguments = self._parse_valid(data)
         if message is None:
             try:
@@ -53,17 +55,18 @@ class Dispatcher:
                 connection.send(_error(None, ParseError(), _request_id()))
                 return
         if not isinstance(message, list):
-            response = await self._call(connection, message, arguments)
+            response = await self._call(connection, message, after, arguments)
         elif not 0 < len(message) <= self._max_batch:
             error = InvalidRequest(f"a batch holds 1 to {self._max_batch} calls")
             response = _error(None, error, _request_id())
         else:
             # In order, so that one client's batch holds one database connection at a time.
-            responses = [item for part in message if (item := await self._call(connection, part)) is not None]
+            responses = [item for part in message if (item := await self._call(connection, part, after)) is not None]
             response = b"[" + b",".join(responses) + b"]" if responses else None
         if response is not None:
             connection.send(response)
-        connection.message_done()
+        for call in after:
+            call()
 
     def _parse_valid(self, data: bytes) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """Request object and arguments of one valid request, parsed once; None for anything else. The search only guesses
@@ -76,13 +79,17 @@ class Dispatcher:
         return {"jsonrpc": "2.0", "id": request[0], "method": bound.operation.name}, request[1]
 
     async def _call(
-        self, connection: WebSocketConnection, message: Any, arguments: dict[str, Any] | None = None
+        self,
+        connection: WebSocketConnection,
+        message: Any,
+        after: list[Callable[[], None]],
+        arguments: dict[str, Any] | None = None,
     ) -> bytes | None:
         """The response to one call, None for a notification. `arguments` are those of the operation where they are bound
         already."""
         call = Call(
             "ws", _request_id(), connection.client_ip, time.perf_counter(),
-            caller=connection.principal, socket=connection,
+            caller=connection.principal, socket=connection, after_response=after,
         )  # fmt: skip
         current_call.set(call)
         method, code, call_id = "invalid", "ok", _usable_id(message)
@@ -123,6 +130,7 @@ class Dispatcher:
         async def bind() -> dict[str, Any]:
             return bound.binder.from_rpc(params) if arguments is None else arguments
 
+        call.asked = params if arguments is None else arguments
         return await self._executor.run(bound, call, bind)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -34,6 +34,7 @@ class Hub:
         self._by_user: dict[str, set[WebSocketConnection]] = {}
         self._by_topic: dict[str, set[WebSocketConnection]] = {}
         self.connections: set[WebSocketConnection] = set()
+        self.on_removed: list[Callable[[WebSocketConnection], None]] = []
         self.draining = False
 
     @property
@@ -53,8 +54,8 @@ class Hub:
 
     async def remove(self, connection: WebSocketConnection) -> None:
         self.connections.discard(connection)
-        for name in connection.topics or ():
-            _discard(self._by_topic, name, connection)
+        for listener in self.on_removed:
+            listener(connection)
         self._open.dec()
         self._outcomes.labels(connection.outcome).inc()
         connection.discard_backlog()
@@ -66,14 +67,9 @@ class Hub:
         return self._by_user.get(sub, ())
 
     def subscribe(self, connection: WebSocketConnection, topic: str) -> None:
-        if connection.topics is None:
-            connection.topics = set()
-        connection.topics.add(topic)
         self._by_topic.setdefault(topic, set()).add(connection)
 
     def unsubscribe(self, connection: WebSocketConnection, topic: str) -> None:
-        if connection.topics is not None:
-            connection.topics.discard(topic)
         _discard(self._by_topic, topic, connection)
 
     def subscribers(self, topic: str) -> Collection[WebSocketConnection]:

@@ -42,7 +42,9 @@ async def authenticate(
     except Conflict:
         raise
     except DomainError as error:
-        socket.close_after_response(_close_code(error))
+        code = _close_code(error)
+        assert call.after_response is not None
+        call.after_response.append(lambda: socket.close(code))
         raise
     return _signed_in(call, call.caller)
 

@@ -1,5 +1,7 @@
 """Signing a socket in: at the handshake, by `session.authenticate`, and again by `session.refresh`."""
 
+from collections.abc import Awaitable, Callable
+
 from hw_server.auth import Principal
 from hw_server.auth.authentication import Authentication
 from hw_server.errors import Conflict, DomainError
@@ -9,12 +11,14 @@ from hw_server.ws.hub import Hub
 
 
 class SignIn:
-    """Gives a connection its principal and its lease of the user's limit on open sockets."""
+    """Gives a connection its principal and its lease of the user's limit on open sockets. `on_refreshed` is told of each newer
+    token, with the roles that it brings."""
 
     def __init__(self, authentication: Authentication, limiter: ConnectionLimiter, hub: Hub) -> None:
         self._authentication = authentication
         self._limiter = limiter
         self._hub = hub
+        self.on_refreshed: list[Callable[[WebSocketConnection, Principal], Awaitable[None]]] = []
 
     async def by_token(self, connection: WebSocketConnection, token: str) -> Principal:
         """Raises `Unauthenticated`, `RateLimited` for a socket too many, or `Unavailable`."""
@@ -44,4 +48,6 @@ class SignIn:
         if principal.sub != connection.principal.sub:
             raise Conflict("the token is another user's")
         connection.principal, connection.warned = principal, False
+        for listener in self.on_refreshed:
+            await listener(connection, principal)
         return principal

@@ -1,0 +1,54 @@
+"""What ${article} ${words} is: as stored and answered, as created, as changed; and how ${plural_words} are listed."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from hw_server.operations import ${"Id, " if parent else ""}Line, PageQuery, Text
+
+${upper}_READ, ${upper}_WRITE = "${name}:read", "${name}:write"
+Name = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Description = Annotated[Text, StringConstraints(max_length=5000)]
+${cls}Order = Literal["id", "-id", "name", "-name", "created_at", "-created_at"]
+
+
+class ${cls}(BaseModel):
+    id: int
+    name: str
+    description: str
+% if parent:
+    ${parent.singular}_id: int
+% endif
+    created_at: datetime
+    updated_at: datetime
+
+
+class ${cls}Create(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name = Field(description="Unique.")
+    description: Description = ""
+% if parent:
+    ${parent.singular}_id: Id = Field(description="The ${parent.words} that it belongs to.")
+% endif
+
+
+class ${cls}Patch(BaseModel):
+    """What is left out stays as it is; the defaults are never read, and a factory keeps them out of the documents."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name = Field(default_factory=str)
+    description: Description = Field(default_factory=str)
+% if parent:
+    ${parent.singular}_id: Id = Field(default_factory=int)
+% endif
+
+
+class ${cls}Query(PageQuery):
+    name: Text | None = Field(None, max_length=200, description="Part of the name, in any case.")
+% if parent:
+    ${parent.singular}_id: Id | None = Field(None, description="Those of one ${parent.words}.")
+% endif
+    sort: ${cls}Order = Field("id", description="`-` sorts downwards.")

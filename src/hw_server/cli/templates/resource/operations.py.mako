@@ -1,0 +1,72 @@
+"""What can be asked of ${plural_words}: each function is a route below `/api${path}` and a method of the socket."""
+
+from hw_server.${name} import repository
+from hw_server.${name}.models import (
+    ${upper}_READ,
+    ${upper}_WRITE,
+    ${cls},
+    ${cls}Create,
+    ${cls}Patch,
+    ${cls}Query,
+)
+from hw_server.errors import NotFound
+from hw_server.operations import AfterCommit, CountCache, Id, Operations, Page, Provided, Read, Write
+
+operations = Operations("${path}")
+TOTAL = "${name}"  # names the cached totals, which every write drops
+${cls}Page = Page[${cls}]
+
+
+@operations.get("${name}.list", role=${upper}_READ)
+async def list_${name}(db: Read, query: ${cls}Query, counts: Provided[CountCache]) -> ${cls}Page:
+    """List ${plural_words}."""
+    rows = await repository.page(db, query)
+    total = await counts.get(TOTAL, query, lambda: repository.count(db, query))
+    return ${cls}Page.from_rows(rows, query, repository.SORT, total)
+
+
+@operations.post("${name}.create", role=${upper}_WRITE)
+async def create_${singular}(
+    db: Write, body: ${cls}Create, counts: Provided[CountCache], after: AfterCommit
+) -> ${cls}:
+    """Create ${article} ${words}."""
+    after.append(counts.invalidate(TOTAL))
+    return await repository.insert(db, body)
+
+
+@operations.get("${name}.get", "/{id}", role=${upper}_READ)
+async def get_${singular}(db: Read, id: Id) -> ${cls}:
+    """Get ${article} ${words}."""
+    return _found(await repository.by_id(db, id), id)
+
+
+@operations.put("${name}.replace", "/{id}", role=${upper}_WRITE)
+async def replace_${singular}(
+    db: Write, id: Id, body: ${cls}Create, counts: Provided[CountCache], after: AfterCommit
+) -> ${cls}:
+    """Replace ${article} ${words}."""
+    after.append(counts.invalidate(TOTAL))
+    return _found(await repository.update(db, id, body), id)
+
+
+@operations.patch("${name}.update", "/{id}", role=${upper}_WRITE)
+async def update_${singular}(
+    db: Write, id: Id, body: ${cls}Patch, counts: Provided[CountCache], after: AfterCommit
+) -> ${cls}:
+    """Change some fields of ${article} ${words}."""
+    after.append(counts.invalidate(TOTAL))
+    return _found(await repository.update(db, id, body), id)
+
+
+@operations.delete("${name}.delete", "/{id}", role=${upper}_WRITE)
+async def delete_${singular}(db: Write, id: Id, counts: Provided[CountCache], after: AfterCommit) -> None:
+    """Delete ${article} ${words}."""
+    after.append(counts.invalidate(TOTAL))
+    if not await repository.delete(db, id):
+        raise NotFound(f"there is no ${words} {id}")
+
+
+def _found(${singular}: ${cls} | None, ${singular}_id: int) -> ${cls}:
+    if ${singular} is None:
+        raise NotFound(f"there is no ${words} {${singular}_id}")
+    return ${singular}

@@ -1,0 +1,56 @@
+"""Events that an operation publishes: buffered, and written with its audit row as the last statement of its transaction."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from hw_server.errors import PayloadTooLarge
+from hw_server.operations.topic import Topic
+
+E = TypeVar("E")
+
+
+class Event(NamedTuple):
+    topic: str
+    data: bytes  # JSON
+    ordered: bool
+
+
+class Statement(NamedTuple):
+    """SQL, with its arguments."""
+
+    sql: str
+    arguments: Sequence[Any]
+
+
+class Outbox(Protocol):
+    """Where committed events wait to be published."""
+
+    max_events: int  # of one transaction
+    max_event_bytes: int
+
+    def ordered_topics(self, events: Sequence[Event]) -> Statement | None:
+        """What makes transactions of ordered topics take turns; to be executed before the insertion."""
+
+    def insertion(self, events: Sequence[Event], first: int) -> Statement:
+        """The INSERT; its parameters are numbered from `first`."""
+
+    def committed(self) -> None:
+        """Signals that there are new events; never waits."""
+
+
+class Events:
+    """Given to an operation that takes `Write`. Nothing of a transaction that rolls back is ever seen."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self.buffered: list[Event] = []
+
+    def publish(self, topic: Topic[E], event: E, **params: Any) -> None:
+        """Raises `PayloadTooLarge` for an event over `topics.max_event_bytes`, or more than `topics.max_events` of one
+        transaction."""
+        data = topic.dump(event)
+        if len(data) > self._outbox.max_event_bytes:
+            raise PayloadTooLarge(f"an event has at most {self._outbox.max_event_bytes} bytes")
+        if len(self.buffered) >= self._outbox.max_events:
+            raise PayloadTooLarge(f"a transaction publishes at most {self._outbox.max_events} events")
+        self.buffered.append(Event(topic.name(**params), data, topic.ordered))

@@ -1,0 +1,64 @@
+"""Topics: what committed arrives at every subscriber, once and in order; what was missed comes back."""
+
+from hw_server.auth.revocations import Revocations
+from hw_server.observability.metrics import Metrics
+from hw_server.operations import Feature
+from hw_server.operations.events import Outbox
+from hw_server.redis import CacheRedis, Keys
+from hw_server.runtime.parts import Parts
+from hw_server.settings import Settings
+from hw_server.topics.broker import Broker
+from hw_server.topics.feed import Feed
+from hw_server.topics.operations import operations
+from hw_server.topics.outbox import PostgresOutbox
+from hw_server.topics.registry import Registry
+from hw_server.topics.relay import Relay
+from hw_server.topics.sockets import SocketSubscriptions
+from hw_server.topics.store import TopicStore
+from hw_server.topics.streams import EventStreams, router
+from hw_server.ws.hub import Hub
+from hw_server.ws.sign_in import SignIn
+
+
+def _store(parts: Parts) -> TopicStore:
+    return TopicStore(parts[Settings].redis, parts[CacheRedis], parts[Keys])
+
+
+def _feed(parts: Parts) -> Feed:
+    return Feed(parts[Settings].redis, parts[CacheRedis], parts[Keys])
+
+
+def _broker(parts: Parts) -> Broker:
+    return Broker(parts[Settings].topics, _store(parts), parts[Feed], parts[Hub], parts[Keys], parts[Metrics])
+
+
+def _relay(parts: Parts) -> Relay:
+    relay = Relay(parts[Settings], parts[Registry], _store(parts), parts[Metrics])
+    parts[PostgresOutbox].wake = relay.wake
+    parts[Feed].on_wake = relay.wake
+    return relay
+
+
+def _subscriptions(parts: Parts) -> SocketSubscriptions:
+    subscriptions = SocketSubscriptions(
+        parts[Settings].topics, parts[Broker], parts[Registry], parts[Hub], parts[Metrics]
+    )
+    parts[SignIn].on_refreshed.append(subscriptions.recheck)
+    return subscriptions
+
+
+feature = Feature(
+    "topics",
+    operations,
+    router,
+    provides={
+        PostgresOutbox: lambda parts: PostgresOutbox(parts[Settings].topics, parts[CacheRedis], parts[Keys]),
+        Outbox: lambda parts: parts[PostgresOutbox],
+        Feed: _feed,
+        Broker: _broker,
+        Relay: _relay,
+        SocketSubscriptions: _subscriptions,
+        EventStreams: lambda parts: EventStreams(parts[Settings], parts[Broker], parts[Registry], parts[Revocations]),
+    },
+    services=(lambda parts: parts[Feed], lambda parts: parts[Broker], lambda parts: parts[Relay]),
+)

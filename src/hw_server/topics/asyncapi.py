@@ -1,0 +1,64 @@
+"""The AsyncAPI document: topics, from the same declarations that serve them."""
+
+from typing import Any
+
+from hw_server import __version__
+from hw_server.operations import Topic
+from hw_server.topics.registry import Registry
+
+REF = "#/components/schemas/{model}"
+
+
+def describe(registry: Registry, public_url: str) -> dict[str, Any]:
+    """AsyncAPI 3.0."""
+    schemas: dict[str, Any] = {}
+    channels, operations = {}, {}
+    for topic in registry.topics:
+        key = topic.pattern.replace("/", ".").replace("{", "").replace("}", "")
+        channels[key] = _channel(topic, schemas)
+        operations[f"{key}.receive"] = {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{key}"},
+            "summary": "Events that subscribers get.",
+        }
+        if topic.publish is not None:
+            operations[f"{key}.publish"] = {
+                "action": "receive",
+                "channel": {"$ref": f"#/channels/{key}"},
+                "summary": "Events that clients publish with `topic.publish`.",
+            }
+    scheme, _, rest = public_url.partition("://")
+    return {
+        "asyncapi": "3.0.0",
+        "info": {"title": "hw-server", "version": __version__},
+        "servers": {
+            "web": {
+                "host": rest.partition("/")[0],
+                "pathname": "/web",
+                "protocol": "wss" if scheme == "https" else "ws",
+                "description": "JSON-RPC 2.0: topic.subscribe, topic.event and so on.",
+            }
+        },
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations,
+        "components": {"schemas": schemas},
+    }
+
+
+def _channel(topic: Topic[Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    schema = topic.schema(REF)
+    schemas.update(schema.pop("$defs", {}))
+    name = schema.get("title", topic.pattern)
+    schemas[name] = schema
+    return {
+        "address": topic.pattern,
+        "messages": {"event": {"name": name, "payload": {"$ref": REF.format(model=name)}}},
+        "parameters": {name: {} for name in topic.params},
+        "x-subscribe": topic.subscribe if isinstance(topic.subscribe, str) else "by rule",
+        "x-history": {
+            "length": topic.history.length,
+            "hours": topic.history.hours,
+            "bytes": topic.history.bytes,
+        },
+    }

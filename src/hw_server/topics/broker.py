@@ -1,0 +1,372 @@
+"""The topics that have subscribers in this process. One position and one subscription of Redis serve all subscribers of a topic;
+gaps are repaired here, from history, and clients hear of a reset only when history is gone."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+from pydantic_core import to_json
+
+from hw_server.errors import Unavailable
+from hw_server.observability.metrics import Metrics
+from hw_server.redis import Keys
+from hw_server.settings import TopicSettings
+from hw_server.topics.feed import Feed
+from hw_server.topics.store import PAGE, Stored, TopicStore
+from hw_server.ws.connection import WebSocketConnection
+from hw_server.ws.hub import Hub
+from hw_server.ws.protocol import text_frame
+
+log = structlog.get_logger()
+
+SWEEP_INTERVAL = 1.0  # seconds
+LINGER = 10.0  # seconds a topic without subscribers is still followed
+WRITES = 250  # of one event before the event loop has its turn
+RECENT_BYTES = 262_144  # of one topic
+MAX_RECOVERED = 524_288  # bytes of events that one subscription recovers
+REPAIRS = 16  # at the same time
+
+Events = Sequence[tuple[int, bytes]]  # (offset, JSON), in order
+
+
+class Stream(Protocol):
+    """An event stream."""
+
+    def deliver(self, channel: "Channel", events: Events) -> None: ...
+
+    def reset(self, channel: "Channel") -> None:
+        """Events are lost to it; it goes on from the channel's position."""
+
+
+class Position(NamedTuple):
+    epoch: str
+    offset: int
+
+
+class Channel:
+    """One topic in this process. `offset` is that of the last event given to subscribers; `recent` holds the last events up to
+    it without a gap."""
+
+    __slots__ = (
+        "early", "epoch", "joining", "key", "live", "name", "offset", "pins", "recent", "recent_bytes", "repairing",
+        "streams", "topic_json", "unused_since",
+    )  # fmt: skip
+
+    def __init__(self, name: str, key: bytes) -> None:
+        self.name = name
+        self.key = key
+        self.topic_json = to_json(name)
+        self.epoch = ""
+        self.offset = 0
+        self.recent: deque[tuple[int, bytes]] = deque()
+        self.recent_bytes = 0
+        self.streams: dict[Stream, None] = {}
+        self.live = False  # whether the position is known
+        self.repairing = False
+        self.early: list[tuple[str, int, bytes]] = []  # heard while joining or repairing
+        self.joining: asyncio.Task[None] | None = None
+        self.pins = 0  # subscriptions under way
+        self.unused_since = time.monotonic()
+
+    def since(self, offset: int) -> list[tuple[int, bytes]] | None:
+        """The events after `offset`, None where they are not all at hand."""
+        missing = self.offset - offset
+        if missing == 0:
+            return []
+        if missing < 0 or len(self.recent) < missing:
+            return None
+        return list(self.recent)[-missing:]
+
+    def position(self) -> dict[str, object]:
+        return {"topic": self.name, "epoch": self.epoch, "offset": self.offset}
+
+    def frame(self, events: Events) -> bytes:
+        """A ready frame for every socket. One event is a `topic.event`, several are `topic.events`."""
+        if len(events) == 1:
+            offset, data = events[0]
+            body = b'{"jsonrpc":"2.0","method":"topic.event","params":{"topic":%s,"epoch":"%s","offset":%d,"data":%s}}'
+            return text_frame(body % (self.topic_json, self.epoch.encode(), offset, data))
+        joined = b",".join(b'{"offset":%d,"data":%s}' % event for event in events)
+        body = b'{"jsonrpc":"2.0","method":"topic.events","params":{"topic":%s,"epoch":"%s","events":[%s]}}'
+        return text_frame(body % (self.topic_json, self.epoch.encode(), joined))
+
+
+class Broker:
+    """A supervised service."""
+
+    name = "topics"
+
+    def __init__(
+        self, settings: TopicSettings, store: TopicStore, feed: Feed, hub: Hub, keys: Keys, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._feed = feed
+        self._hub = hub
+        self._keys = keys
+        self._metrics = metrics
+        self._channels: dict[bytes, Channel] = {}
+        self._recent_bytes = 0
+        self._repairs: set[asyncio.Task[None]] = set()
+        self._repair_slots = asyncio.Semaphore(REPAIRS)
+        self._reads: dict[bytes, tuple[int, asyncio.Task[Any]]] = {}
+        self._delivered = {name: metrics.topic_delivered.labels(name) for name in ("ws", "sse")}
+        feed.on_messages = self._on_messages
+        feed.on_restored = self._on_restored
+
+    # Subscribing
+
+    async def join(self, name: str) -> Channel:
+        """The channel of a topic, with its position known, pinned until `release`. Raises `Unavailable`."""
+        key = self._keys.topic_channel(name).encode()
+        channel = self._channels.get(key)
+        if channel is None:
+            if len(self._channels) >= self._settings.max_topics:
+                raise Unavailable("this process follows as many topics as it may")
+            channel = self._channels[key] = Channel(name, key)
+            channel.joining = asyncio.create_task(self._join(channel), name="topic-join")
+        channel.pins += 1
+        try:
+            assert channel.joining is not None
+            await asyncio.shield(channel.joining)
+        except BaseException:
+            self.release(channel)
+            raise
+        return channel
+
+    def release(self, channel: Channel) -> None:
+        channel.pins -= 1
+        channel.unused_since = time.monotonic()
+
+    async def _join(self, channel: Channel) -> None:
+        try:
+            await self._feed.subscribe(channel.key.decode())
+            stored = await self._store.read(channel.name)
+        except BaseException:
+            self._channels.pop(channel.key, None)
+            raise
+        channel.epoch, channel.offset = stored.epoch, stored.offset
+        channel.live = channel.repairing = True
+        await self._settle(channel)
+
+    async def missed(self, channel: Channel, since: Position) -> list[tuple[int, bytes]] | None:
+        """The events after a position up to the channel's, None where they are gone, or too many. Those who ask at the same
+        time share one read of the history."""
+        if since.epoch != channel.epoch or since.offset > channel.offset:
+            return None
+        events = channel.since(since.offset)
+        if events is None:
+            history = await self._history(channel, since.offset + 1)
+            if since.epoch != channel.epoch:
+                return None
+            events = [event for event in history if since.offset < event[0] <= channel.offset]
+            later = channel.since(events[-1][0]) if events else None
+            if later is None or events[0][0] != since.offset + 1:
+                return None
+            events += later
+        return events if sum(len(data) for _, data in events) <= MAX_RECOVERED else None
+
+    async def _history(self, channel: Channel, first: int) -> list[tuple[int, bytes]]:
+        shared = self._reads.get(channel.key)
+        if shared is None or shared[0] > first:
+            task = asyncio.create_task(self._read_history(channel, first), name="topic-history")
+            shared = self._reads[channel.key] = (first, task)
+            task.add_done_callback(lambda done: self._read_ended(channel.key, done))
+        history: list[tuple[int, bytes]] = await asyncio.shield(shared[1])
+        return history
+
+    def _read_ended(self, key: bytes, task: asyncio.Task[Any]) -> None:
+        if self._reads.get(key, (0, None))[1] is task:
+            del self._reads[key]
+        if not task.cancelled():
+            task.exception()  # told to those who waited
+
+    async def _read_history(self, channel: Channel, first: int) -> list[tuple[int, bytes]]:
+        events: list[tuple[int, bytes]] = []
+        size = 0
+        while size <= MAX_RECOVERED:
+            stored = await self._store.read(channel.name, first, PAGE)
+            events += stored.events
+            size += sum(len(data) for _, data in stored.events)
+            if len(stored.events) < PAGE:
+                break
+            first = events[-1][0] + 1
+        return events
+
+    def attach_socket(self, channel: Channel, connection: WebSocketConnection, position: Position) -> None:
+        """From now on the socket gets every event after `position`, which it has; those that came meanwhile at once."""
+        self._hub.subscribe(connection, channel.name)
+        self._metrics.topic_subscriptions.inc()
+        events = channel.since(position.offset) if position.epoch == channel.epoch else None
+        if events is None:
+            self._reset_socket(channel, connection)
+        elif events:
+            connection.send_frame(channel.frame(events))
+
+    def attach_stream(self, channel: Channel, stream: Stream) -> None:
+        """The stream has the channel's position."""
+        channel.streams[stream] = None
+        self._metrics.topic_subscriptions.inc()
+
+    def detach_stream(self, channel: Channel, stream: Stream) -> None:
+        if channel.streams.pop(stream, False) is None:
+            channel.unused_since = time.monotonic()
+            self._metrics.topic_subscriptions.dec()
+
+    async def read(self, name: str, first: int, count: int) -> Stored:
+        """At most `count` events of a topic's history; raises `Unavailable`."""
+        return await self._store.read(name, first, count)
+
+    # Hearing
+
+    async def _on_messages(self, messages: list[tuple[bytes, bytes]]) -> None:
+        by_channel: dict[Channel, list[tuple[str, int, bytes]]] = {}
+        for key, payload in messages:
+            channel = self._channels.get(key)
+            if channel is None:
+                continue
+            epoch, offset, data = payload.split(b" ", 2)
+            by_channel.setdefault(channel, []).append((epoch.decode(), int(offset), data))
+        for channel, heard in by_channel.items():
+            self._metrics.topic_received.inc(len(heard))
+            if not channel.live or channel.repairing:
+                channel.early += heard
+            elif not await self._take(channel, heard):
+                self._start_repair(channel)
+
+    async def _take(self, channel: Channel, heard: list[tuple[str, int, bytes]]) -> bool:
+        """Gives on what follows the position; False for a gap or another epoch, which history must repair."""
+        events: list[tuple[int, bytes]] = []
+        follows = True
+        for epoch, offset, data in heard:
+            expected = channel.offset + len(events) + 1
+            if epoch == channel.epoch and offset == expected:
+                events.append((offset, data))
+            elif epoch != channel.epoch or offset > expected:
+                follows = False
+                break
+        await self._deliver(channel, events)
+        return follows
+
+    async def _deliver(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
+        if not events:
+            return
+        channel.offset = events[-1][0]
+        self._remember(channel, events)
+        for stream in list(channel.streams):
+            stream.deliver(channel, events)
+        self._delivered["sse"].inc(len(channel.streams) * len(events))
+        sockets = list(self._hub.subscribers(channel.name))
+        if sockets:
+            frame = channel.frame(events)
+            for written, connection in enumerate(sockets, 1):
+                connection.write_event(frame)
+                if written % WRITES == 0:
+                    await asyncio.sleep(0)
+            self._delivered["ws"].inc(len(sockets) * len(events))
+
+    def _remember(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
+        size = sum(len(data) for _, data in events)
+        channel.recent += events
+        channel.recent_bytes += size
+        self._recent_bytes += size
+        while channel.recent and (
+            channel.recent_bytes > RECENT_BYTES or self._recent_bytes > self._settings.recent_bytes
+        ):
+            forgotten = len(channel.recent.popleft()[1])
+            channel.recent_bytes -= forgotten
+            self._recent_bytes -= forgotten
+
+    def _forget(self, channel: Channel) -> None:
+        self._recent_bytes -= channel.recent_bytes
+        channel.recent.clear()
+        channel.recent_bytes = 0
+
+    # Repairing
+
+    async def _on_restored(self) -> None:
+        for channel in list(self._channels.values()):
+            if channel.live and not channel.repairing:
+                self._start_repair(channel)
+
+    def _start_repair(self, channel: Channel) -> None:
+        channel.repairing = True
+        task = asyncio.create_task(self._repair(channel), name="topic-repair")
+        self._repairs.add(task)
+        task.add_done_callback(self._repairs.discard)
+
+    async def _repair(self, channel: Channel) -> None:
+        await self._read_missing(channel)
+        await self._settle(channel)
+
+    async def _settle(self, channel: Channel) -> None:
+        """Gives on what was heard meanwhile, until the channel is level with its feed."""
+        while True:
+            heard, channel.early = channel.early, []
+            if not await self._take(channel, heard):
+                await self._read_missing(channel)
+            elif not channel.early:
+                channel.repairing = False
+                return
+
+    async def _read_missing(self, channel: Channel) -> None:
+        self._metrics.topic_repairs.inc()
+        while True:
+            # The read below covers what was heard before it.
+            channel.early.clear()
+            try:
+                async with self._repair_slots:
+                    if await self._catch_up(channel):
+                        return
+            except Unavailable:
+                await asyncio.sleep(0.2)
+
+    async def _catch_up(self, channel: Channel) -> bool:
+        """Reads and gives on what is missing, a page at a time; True once nothing is."""
+        stored = await self._store.read(channel.name, channel.offset + 1, PAGE)
+        complete = stored.epoch == channel.epoch and stored.offset >= channel.offset
+        if complete and stored.offset > channel.offset:
+            complete = bool(stored.events) and stored.events[0][0] == channel.offset + 1
+        if not complete:
+            channel.epoch, channel.offset = stored.epoch, stored.offset
+            self._forget(channel)
+            for stream in list(channel.streams):
+                self._metrics.topic_resets.inc()
+                stream.reset(channel)
+            for connection in list(self._hub.subscribers(channel.name)):
+                self._reset_socket(channel, connection)
+            return True
+        await self._deliver(channel, stored.events)
+        return channel.offset >= stored.offset
+
+    def _reset_socket(self, channel: Channel, connection: WebSocketConnection) -> None:
+        self._metrics.topic_resets.inc()
+        connection.notify("topic.reset", channel.position())
+
+    # Running
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL)
+            self._metrics.topic_channels.set(len(self._channels))
+            limit = time.monotonic() - LINGER
+            for channel in list(self._channels.values()):
+                if not channel.live or channel.streams or channel.pins or self._hub.subscribers(channel.name):
+                    channel.unused_since = time.monotonic()
+                elif channel.unused_since < limit:
+                    await self._leave(channel)
+
+    async def _leave(self, channel: Channel) -> None:
+        del self._channels[channel.key]
+        self._forget(channel)
+        try:
+            await self._feed.unsubscribe(channel.key.decode())
+        except Unavailable:
+            return
+
+    @property
+    def ready(self) -> bool:
+        return self._feed.connected

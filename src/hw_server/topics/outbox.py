@@ -1,0 +1,60 @@
+"""The outbox in PostgreSQL: events are committed with the change they tell of."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import Context
+
+from hw_server.errors import Unavailable
+from hw_server.operations.events import Event, Statement
+from hw_server.redis import CacheRedis, Keys
+from hw_server.settings import TopicSettings
+
+DEBOUNCE = 0.01  # seconds; at most one signal in each
+LOCK_SPACE = 0x6877_746F  # "hwto": the first half of the advisory locks of ordered topics
+
+
+class PostgresOutbox:
+    """The platform's `Outbox`. `NOTIFY` inside the transaction would serialize all commits, so the relay is woken after it:
+    in this process by `wake`, in others over Redis. A lost signal costs one `topics.poll_interval`."""
+
+    def __init__(self, settings: TopicSettings, redis: CacheRedis, keys: Keys) -> None:
+        self.max_events = settings.max_events
+        self.max_event_bytes = settings.max_event_bytes
+        self.wake: Callable[[], bool] = lambda: False  # returns whether this process holds all relays
+        self._redis = redis
+        self._channel = keys.topic_wake
+        self._scheduled = False
+        self._signals: set[asyncio.Task[None]] = set()
+
+    def ordered_topics(self, events: Sequence[Event]) -> Statement | None:
+        topics = sorted({event.topic for event in events if event.ordered})
+        if not topics:
+            return None
+        # Locked in one order by everybody: two transactions cannot wait for each other.
+        sql = f"SELECT pg_advisory_xact_lock({LOCK_SPACE}, hashtext(topic)) FROM unnest($1::text[]) AS topic"  # noqa: S608
+        return Statement(sql, [topics])
+
+    def insertion(self, events: Sequence[Event], first: int) -> Statement:
+        sql = (
+            "INSERT INTO topic_outbox (partition, topic, data) SELECT topic_partition(topic), topic, data "  # noqa: S608
+            f"FROM unnest(${first}::text[], ${first + 1}::text[]) WITH ORDINALITY AS event (topic, data, n) ORDER BY n"
+        )
+        return Statement(sql, ([event.topic for event in events], [event.data.decode() for event in events]))
+
+    def committed(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_later(DEBOUNCE, self._signal, context=Context())
+
+    def _signal(self) -> None:
+        self._scheduled = False
+        if not self.wake():
+            task = asyncio.get_running_loop().create_task(self._publish(), name="topic-wake")
+            self._signals.add(task)
+            task.add_done_callback(self._signals.discard)
+
+    async def _publish(self) -> None:
+        try:
+            await self._redis.run("topics", lambda client: client.publish(self._channel, b""))
+        except Unavailable:
+            return

@@ -1,0 +1,227 @@
+"""Topics in Redis: per topic a hash with epoch and offset, and a stream with the last events. Epochs tell the truth: a restart
+or a failover of Redis may have lost offsets that look fine later, so each of them begins new epochs."""
+
+import asyncio
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from hw_server.errors import Unavailable
+from hw_server.operations import History
+from hw_server.redis import CacheRedis, Keys
+from hw_server.settings import RedisSettings
+
+log = structlog.get_logger()
+
+META_LIFETIME = 7 * 86_400  # seconds that a topic's offset outlives its history
+PAGE = 500  # events of one read
+# Errors that are about Redis as a whole (the first word of its answer), never about one event.
+OF_REDIS = frozenset({
+    "LOADING", "READONLY", "OOM", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOSCRIPT", "NOAUTH",
+    "NOPERM", "UNKILLABLE",
+})  # fmt: skip
+
+# Starts a new epoch unless the topic's generation is that of this Redis.
+EPOCH = """
+local meta = redis.call('HMGET', KEYS[1], 'g', 'e', 'o', 'b')
+local epoch, offset, bytes = meta[2], tonumber(meta[3]) or 0, tonumber(meta[4]) or 0
+if meta[1] ~= ARGV[1] then
+  redis.call('DEL', KEYS[2])
+  epoch, offset, bytes = ARGV[2], 0, 0
+  redis.call('HSET', KEYS[1], 'g', ARGV[1], 'e', epoch, 'o', 0, 'b', 0)
+end
+"""
+APPEND = (
+    """
+local fence = tonumber(redis.call('GET', KEYS[3])) or 0
+if tonumber(ARGV[4]) < fence then return redis.error_reply('FENCED a later relay publishes') end
+if tonumber(ARGV[4]) > fence then redis.call('SET', KEYS[3], ARGV[4]) end
+"""
+    + EPOCH
+    + """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local max_length, max_age, max_bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+for i = 9, #ARGV, 2 do
+  if redis.call('SISMEMBER', KEYS[4], ARGV[i]) == 0 then
+    redis.call('XADD', KEYS[2], (offset + 1) .. '-0', 'd', ARGV[i + 1], 't', now)
+    offset = offset + 1
+    bytes = bytes + #ARGV[i + 1]
+    redis.call('HSET', KEYS[1], 'o', offset, 'b', bytes)
+    redis.call('SADD', KEYS[4], ARGV[i])
+    redis.call('PUBLISH', ARGV[5], epoch .. ' ' .. offset .. ' ' .. ARGV[i + 1])
+  end
+end
+local length = redis.call('XLEN', KEYS[2])
+while length > 0 do
+  local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+  if length <= max_length and bytes <= max_bytes and oldest[2][4] + max_age > now then break end
+  redis.call('XDEL', KEYS[2], oldest[1])
+  bytes = bytes - #oldest[2][2]
+  length = length - 1
+end
+redis.call('HSET', KEYS[1], 'b', bytes)
+redis.call('PEXPIRE', KEYS[2], max_age)
+redis.call('PEXPIRE', KEYS[1], max_age + tonumber(ARGV[3]) * 1000)
+return offset
+"""
+)
+READ = (
+    EPOCH
+    + """
+if redis.call('TTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
+local entries = {}
+if tonumber(ARGV[5]) > 0 and tonumber(ARGV[4]) <= offset then
+  entries = redis.call('XRANGE', KEYS[2], ARGV[4] .. '-0', '+', 'COUNT', ARGV[5])
+end
+local events = {}
+for i, entry in ipairs(entries) do events[i] = {entry[1], entry[2][2]} end
+return {epoch, offset, events}
+"""
+)
+
+
+class Fenced(Exception):
+    """A later holder of the partition publishes already."""
+
+
+class Stored(NamedTuple):
+    """A topic as Redis has it: epoch, the last offset, and `(offset, data)` of the events asked for, in order."""
+
+    epoch: str
+    offset: int
+    events: list[tuple[int, bytes]]
+
+
+class TopicStore:
+    """One connection of its own, on which commands are pipelined: the generation of Redis (run id and replication id) is read
+    when it is made, and so is true for every command that it carries."""
+
+    def __init__(self, settings: RedisSettings, redis: CacheRedis, keys: Keys) -> None:
+        self._timeout = settings.timeout
+        self._pool = redis.client.connection_pool
+        self._keys = keys
+        self._connection: Any = None
+        self._generation = ""
+        self._scripts: dict[str, str] = {}
+        self._lock = asyncio.Lock()
+
+    async def append(
+        self,
+        partition: int,
+        fence: int,
+        topics: Iterable[tuple[str, History, Sequence[tuple[str, bytes]]]],
+    ) -> list[ResponseError | None]:
+        """Publishes `(key, data)` of each topic in order, those with a known key excepted; per topic None or why it was
+        refused. Raises `Fenced`, and `Unavailable` where Redis as a whole does not take events."""
+        commands = []
+        await self._ready()
+        for name, history, events in topics:
+            keys = [self._keys.topic_meta(name), self._keys.topic_history(name), self._keys.topic_fence(partition)]
+            keys.append(self._keys.topic_published(partition))
+            arguments: list[Any] = [
+                self._generation, secrets.token_hex(6), META_LIFETIME, fence, self._keys.topic_channel(name),
+                history.length, int(history.hours * 3_600_000), history.bytes,
+            ]  # fmt: skip
+            commands.append(self._script(APPEND, keys, arguments + [part for event in events for part in event]))
+        return [_refusal(result) for result in await self._execute(commands)]
+
+    async def forget(self, partition: int, keys: Sequence[str]) -> None:
+        """After the outbox has deleted these events, their keys need not be known any more."""
+        await self._execute([("SREM", self._keys.topic_published(partition), *keys)])
+
+    async def published(self, partition: int) -> list[str]:
+        """The keys that are known."""
+        [members] = await self._execute([("SMEMBERS", self._keys.topic_published(partition))])
+        if isinstance(members, ResponseError):
+            raise Unavailable(str(members)) from members
+        return [member.decode() for member in members]
+
+    async def wait(self, replicas: int) -> bool:
+        """Whether so many replicas hold all that was published before."""
+        [acknowledged] = await self._execute([("WAIT", replicas, int(self._timeout * 500))])
+        return isinstance(acknowledged, int) and acknowledged >= replicas
+
+    async def read(self, name: str, first: int = 0, count: int = 0) -> Stored:
+        """Epoch and offset of a topic, with at most `count` events from offset `first` on."""
+        await self._ready()
+        keys = [self._keys.topic_meta(name), self._keys.topic_history(name)]
+        arguments = [self._generation, secrets.token_hex(6), META_LIFETIME, first, count]
+        [result] = await self._execute([self._script(READ, keys, arguments)])
+        if isinstance(result, ResponseError):
+            raise Unavailable(f"the topic cannot be read: {result}") from result
+        epoch, offset, entries = result
+        return Stored(epoch.decode(), offset, [(int(entry[0].partition(b"-")[0]), entry[1]) for entry in entries])
+
+    def _script(self, source: str, keys: list[str], arguments: list[Any]) -> tuple[Any, ...]:
+        return ("EVALSHA", self._scripts[source], len(keys), *keys, *arguments)
+
+    async def _ready(self) -> None:
+        if self._connection is None or not self._connection.is_connected:
+            async with self._lock:
+                await self._connect()
+
+    async def _connect(self) -> None:
+        if self._connection is not None and self._connection.is_connected:
+            return
+        connection = self._connection = self._pool.make_connection()
+        try:
+            async with asyncio.timeout(4 * self._timeout):
+                await connection.connect()
+                information = ""
+                for section in ("server", "replication"):
+                    await connection.send_command("INFO", section)
+                    information += (await connection.read_response()).decode()
+                fields = dict(line.split(":", 1) for line in information.splitlines() if ":" in line)
+                self._generation = f"{fields['run_id']}:{fields['master_replid']}"
+                for source in (APPEND, READ):
+                    await connection.send_command("SCRIPT", "LOAD", source)
+                    self._scripts[source] = (await connection.read_response()).decode()
+        except (RedisError, OSError, TimeoutError) as error:
+            await self._disconnect()
+            raise Unavailable("Redis is out of reach") from error
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+    async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """The results in order; an error of one command is its result."""
+        async with self._lock:
+            if self._connection is None or not self._connection.is_connected:
+                raise Unavailable("Redis is out of reach")  # a new connection may be of another generation
+            try:
+                async with asyncio.timeout(self._timeout + len(commands) * 0.01):
+                    await self._connection.send_packed_command(self._connection.pack_commands(commands), False)
+                    return [await self._response() for _ in commands]
+            except (RedisError, OSError, TimeoutError) as error:
+                await self._disconnect()
+                raise Unavailable("Redis is out of reach") from error
+            except BaseException:
+                # A response may be half read.
+                await self._disconnect()
+                raise
+
+    async def _response(self) -> Any:
+        try:
+            return await self._connection.read_response()
+        except ResponseError as error:
+            return error
+
+    async def close(self) -> None:
+        await self._disconnect()
+
+
+def _refusal(result: Any) -> ResponseError | None:
+    if not isinstance(result, ResponseError):
+        return None
+    code = str(result).partition(" ")[0]
+    if code == "FENCED":
+        raise Fenced
+    if code in OF_REDIS or type(result) is not ResponseError:
+        raise Unavailable(f"Redis refuses events: {str(result)[:200]}")
+    return result

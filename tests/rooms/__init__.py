@@ -1,0 +1,61 @@
+"""A feature with topics, for the tests; no server ships it."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from hw_server.auth import Principal
+from hw_server.errors import Conflict
+from hw_server.operations import Events, Feature, History, Id, Operations, Topic, Write
+from tests import notes
+
+operations = Operations("/rooms")
+
+
+class Words(BaseModel):
+    text: str = Field(max_length=100_000)
+
+
+class Said(Words):
+    by: str = ""
+
+
+async def may_enter(caller: Principal, id: int) -> bool:
+    return id < 1000 or caller.username == "dave"
+
+
+async def may_speak(caller: Principal, id: int) -> bool:
+    return id < 500
+
+
+ROOM = Topic("rooms/{id}", Said, params={"id": int}, subscribe=may_enter, publish=may_speak)
+SHORT = Topic("short/{id}", Said, params={"id": int}, subscribe="notes:read", history=History(5, hours=1))
+TURNS = Topic("turns", Said, subscribe="notes:read", ordered=True)
+TOPICS: dict[str, Topic[Any]] = {"rooms": ROOM, "short": SHORT}
+
+
+class Where(BaseModel):
+    family: Annotated[str, Field(pattern="^(rooms|short)$")] = "rooms"
+    times: int = 1
+    fail: bool = False
+
+
+@operations.post("rooms.say", "/{id}/words", role="notes:write")
+async def say(db: Write, id: Id, query: Where, body: Words, caller: Principal, events: Events) -> None:
+    """Say words in a room, so many times; or fail after it."""
+    for index in range(query.times):
+        text = body.text if query.times == 1 else f"{body.text} {index}"
+        events.publish(TOPICS[query.family], Said(text=text, by=caller.username), id=id)
+    if query.fail:
+        raise Conflict("nothing was said")
+
+
+@operations.post("rooms.turn", "/turns", role="notes:write")
+async def take_turn(db: Write, body: Words, events: Events) -> int:
+    """Say what number of turn this is: counted in the transaction, without a lock on a row."""
+    events.publish(TURNS, Said(text=body.text))
+    return 0
+
+
+feature = Feature("rooms", operations, topics=(ROOM, SHORT, TURNS))
+FEATURES = (*notes.FEATURES, feature)

@@ -1,0 +1,92 @@
+"""`make`: what it says when something is missing or interrupted."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+from tests.shell import Shell
+
+
+def make(*arguments: str, folder: Path = PROJECT, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HW_", "MAKE"))}
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env={**clean, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def interrupted(words: str, *arguments: str, folder: Path = PROJECT, **environment: str) -> str:
+    """What `make` still says after a Ctrl-C in a terminal, which reaches all of its processes; sent when it says `words`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HW_", "MAKE"))}
+    with subprocess.Popen(
+        ["make", *arguments], cwd=folder, env={**clean, **environment}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert any(words in line for line in process.stdout)
+        os.killpg(process.pid, signal.SIGINT)
+        told, _ = process.communicate(timeout=60)
+    assert ("Traceback" in told, "Error" in told) == (False, False), told
+    return told
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Of what `make` needs."""
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    (tmp_path / "docker").mkdir()
+    shutil.copy(PROJECT / "docker/stack.mk", tmp_path / "docker")
+    shutil.copytree(PROJECT / "requirements", tmp_path / "requirements")
+    return tmp_path
+
+
+def test_ctrl_c_says_what_still_runs() -> None:
+    with Shell.temporary() as shell:
+        ports = " ".join(part for pair in shell.ports.items() for part in pair)
+        told = interrupted("valkey is ready", "up", f"ARGS={ports}", HW_STATE=str(shell.state))
+        assert "interrupted; still running: postgresql, valkey" in told
+        assert make("up", f"ARGS={ports}", HW_STATE=str(shell.state)).returncode == 0
+        told = interrupted("started", "logs", HW_STATE=str(shell.state))
+        assert "still running: postgresql, valkey, nanoidp, hw-server" in told
+
+
+def test_an_interrupted_venv_is_not_complete(copy: Path) -> None:
+    assert "make venv again goes on" in interrupted("making the Python environment", "venv", folder=copy)
+    assert not (copy / ".venv/complete").exists()
+
+
+def test_a_missing_python_is_named(copy: Path) -> None:
+    result = make("venv", "PYTHON=python9", folder=copy)
+    assert (result.returncode, "python9 is missing" in result.stdout) == (2, True)
+
+
+def test_a_moved_environment_is_made_anew(copy: Path) -> None:
+    (copy / ".venv/bin").mkdir(parents=True)
+    (copy / ".venv/complete").touch()
+    hw = copy / ".venv/bin/hw"
+    hw.write_text(f"#!{copy}/.venv/bin/python\n")
+    assert make("-q", "venv", folder=copy).returncode == 0
+    hw.write_text("#!/elsewhere/.venv/bin/python\n")
+    told = make("venv", "PYTHON=python9", folder=copy).stdout
+    assert "this folder was moved or copied" in told
+    assert not (copy / ".venv/complete").exists()
+
+
+def test_lock_says_how_to_get_uv(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tools = tmp_path_factory.mktemp("bin")
+    for name in ("bash", "grep", "test"):
+        (tools / name).symlink_to(shutil.which(name) or name)
+    result = subprocess.run(
+        [shutil.which("make") or "make", "lock"],
+        cwd=copy,
+        env={"PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, "pip install uv" in result.stdout) == (2, True)

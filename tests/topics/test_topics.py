@@ -1,0 +1,225 @@
+"""Topics over sockets and event streams: what committed arrives once and in order, what was missed comes back."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import randrange
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Running, Socket, until
+from tests.topics.conftest import Start
+
+
+@pytest.fixture
+async def alice(one: Running, tokens: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    async with one.client(tokens["alice"]) as client:
+        yield client
+
+
+def room() -> int:
+    return randrange(1, 500)
+
+
+async def say(client: httpx.AsyncClient, number: int, text: str, **query: Any) -> httpx.Response:
+    return await client.post(f"/api/rooms/{number}/words", json={"text": text}, params=query)
+
+
+async def heard(socket: Socket, count: int) -> list[tuple[int, str]]:
+    """Offset and text of the next events; several that come together are told apart."""
+    events: list[tuple[int, str]] = []
+    while len(events) < count:
+        message = await socket.read()
+        if message.get("method") == "topic.event":
+            events.append((message["params"]["offset"], message["params"]["data"]["text"]))
+        elif message.get("method") == "topic.events":
+            events += [(event["offset"], event["data"]["text"]) for event in message["params"]["events"]]
+    return events
+
+
+async def test_an_event_reaches_subscribers_of_every_process(
+    one: Running, two: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    number = room()
+    async with one.socket(tokens["bob"]) as here, two.socket(tokens["bob"]) as there:
+        for socket in (here, there):
+            answer = await socket.call("topic.subscribe", topic=f"rooms/{number}")
+            assert (answer["result"]["recovered"], answer["result"]["events"]) == (False, [])
+        start = answer["result"]["offset"]
+        assert (await say(alice, number, "hello")).status_code == 201
+        assert await heard(here, 1) == await heard(there, 1) == [(start + 1, "hello")]
+
+
+async def test_nothing_that_rolled_back_is_seen(one: Running, tokens: dict[str, str], alice: httpx.AsyncClient) -> None:
+    number = room()
+    async with one.socket(tokens["bob"]) as socket:
+        await socket.call("topic.subscribe", topic=f"rooms/{number}")
+        assert (await say(alice, number, "lost", fail=True)).status_code == 409
+        await say(alice, number, "kept")
+        assert [text for _, text in await heard(socket, 1)] == ["kept"]
+
+
+async def test_events_of_a_transaction_come_in_order(
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    number = room()
+    async with one.socket(tokens["bob"]) as socket:
+        start = (await socket.call("topic.subscribe", topic=f"rooms/{number}"))["result"]["offset"]
+        await say(alice, number, "word", times=300)
+        assert await heard(socket, 300) == [(start + 1 + index, f"word {index}") for index in range(300)]
+
+
+async def test_what_was_missed_comes_back(
+    one: Running, two: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    topic = f"rooms/{(number := room())}"
+    async with one.socket(tokens["bob"]) as socket:
+        before = (await socket.call("topic.subscribe", topic=topic))["result"]
+    await say(alice, number, "missed", times=20)
+    async with two.socket(tokens["bob"]) as socket:
+        position = {"epoch": before["epoch"], "offset": before["offset"]}
+
+        async def all_of_it() -> Any:
+            await socket.call("topic.unsubscribe", topic=topic)
+            result = (await socket.call("topic.subscribe", topic=topic, recover=position))["result"]
+            return result if len(result["events"]) == 20 else None
+
+        result = await until(all_of_it)
+    assert result["recovered"]
+    assert [event["data"]["text"] for event in result["events"]] == [f"missed {index}" for index in range(20)]
+
+
+@pytest.mark.parametrize("position", [{"epoch": "other", "offset": 1}, {"offset": 2**50}, {"offset": 0}])
+async def test_a_position_that_cannot_be_recovered_is_told(
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient, position: dict[str, Any]
+) -> None:
+    topic = f"short/{(number := room())}"
+    await say(alice, number, "old", times=30, family="short")
+    async with one.socket(tokens["bob"]) as socket:
+
+        async def at_the_top() -> Any:
+            history = (await socket.call("topic.history", topic=topic))["result"]
+            return history if history["offset"] >= 30 else None
+
+        history = await until(at_the_top)
+        assert [event["data"]["text"] for event in history["events"]] == [f"old {index}" for index in range(25, 30)]
+        recover = {"epoch": history["epoch"], **position}
+        result = (await socket.call("topic.subscribe", topic=topic, recover=recover))["result"]
+        assert (result["recovered"], result["events"], result["offset"]) == (False, [], history["offset"])
+
+
+async def test_rules_decide_who_subscribes_and_publishes(one: Running, tokens: dict[str, str]) -> None:
+    async with (
+        one.socket(tokens["bob"]) as bob,
+        one.socket(tokens["dave"]) as dave,
+        one.socket(tokens["carol"]) as carol,
+    ):
+        codes = [
+            (await bob.call("topic.subscribe", topic="rooms/1001")).get("error", {}).get("code"),
+            (await dave.call("topic.subscribe", topic="rooms/1001")).get("error", {}).get("code"),
+            (await carol.call("topic.subscribe", topic="short/1"))["error"]["code"],
+            (await bob.call("topic.publish", topic="rooms/700", data={"text": "x"}))["error"]["code"],
+            (await bob.call("topic.publish", topic="short/1", data={"text": "x"}))["error"]["code"],
+            (await bob.call("topic.subscribe", topic="rooms/x"))["error"]["code"],
+            (await bob.call("topic.subscribe", topic="rooms/07"))["error"]["code"],
+            (await bob.call("topic.subscribe", topic="nothing"))["error"]["code"],
+            (await bob.call("topic.publish", topic="rooms/1", data={"words": 1}))["error"]["code"],
+        ]
+    assert codes == [-32003, None, -32003, -32003, -32003, -32004, -32004, -32004, -32602]
+
+
+async def test_clients_publish(one: Running, two: Running, tokens: dict[str, str]) -> None:
+    topic = f"rooms/{room()}"
+    async with two.socket(tokens["bob"]) as socket, one.client(tokens["alice"]) as client:
+        await socket.call("topic.subscribe", topic=topic)
+        assert "result" in await socket.call("topic.publish", topic=topic, data={"text": "by socket"})
+        body = {"data": {"text": "by request"}}
+        assert (await client.post("/api/topics/publish", params={"topic": topic}, json=body)).status_code == 200
+        assert [text for _, text in await heard(socket, 2)] == ["by socket", "by request"]
+
+
+async def test_an_unsubscribed_socket_hears_nothing(
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    number = room()
+    async with one.socket(tokens["bob"]) as socket:
+        await socket.call("topic.subscribe", topic=f"rooms/{number}")
+        assert (await socket.call("topic.unsubscribe", topic=f"rooms/{number}"))["result"] is None
+        assert (await socket.call("topic.unsubscribe", topic=f"rooms/{number}"))["error"]["code"] == -32004
+        await say(alice, number, "unheard")
+        await socket.call("topic.subscribe", topic="rooms/999")
+        await say(alice, 999, "heard")
+        assert [text for _, text in await heard(socket, 1)] == ["heard"]
+
+
+@asynccontextmanager
+async def stream(running: Running, token: str, *topics: str, last: str = "") -> AsyncIterator[AsyncIterator[Any]]:
+    """The messages of an event stream: (id, event, data)."""
+    headers = {"Last-Event-ID": last} if last else {}
+
+    async def messages(response: httpx.Response) -> AsyncIterator[Any]:
+        fields: dict[str, str] = {}
+        async for line in response.aiter_lines():
+            name, _, value = line.partition(": ")
+            if line:
+                fields[name] = value
+            elif "data" in fields:
+                yield fields["id"], fields["event"], json.loads(fields["data"])
+                fields = {}
+
+    async with running.client(token) as client:
+        query = [("topic", topic) for topic in topics]
+        async with client.stream("GET", "/api/topics/events", params=query, headers=headers) as response:
+            assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+            yield messages(response)
+
+
+async def test_an_event_stream_gets_events_and_what_it_missed(
+    one: Running, two: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    first, second = room(), 501 + room() % 400
+    async with stream(one, tokens["bob"], f"rooms/{first}", f"rooms/{second}") as messages:
+        await say(alice, first, "one")
+        place, event, data = await asyncio.wait_for(anext(messages), 20)
+        assert (event, data["topic"], data["data"]["text"]) == ("topic.event", f"rooms/{first}", "one")
+    await say(alice, second, "two")
+    async with stream(two, tokens["bob"], f"rooms/{first}", f"rooms/{second}", last=place) as messages:
+        await say(alice, first, "three")
+        texts = {(await asyncio.wait_for(anext(messages), 20))[2]["data"]["text"] for _ in range(2)}
+    assert texts == {"two", "three"}
+
+
+async def test_an_event_stream_leaves_one_row(one: Running, tokens: dict[str, str]) -> None:
+    async with one.client(tokens["carol"]) as carol, one.client(tokens["carol"]) as auditor:
+        async with carol.stream("GET", "/api/topics/events", params={"topic": "rooms/1"}) as response:
+            query = {"request_id": response.headers["x-request-id"]}
+        rows = await until(lambda: _rows(auditor, query))
+    assert [(row["action"], row["resource"], row["status"]) for row in rows] == [("topic.events", "topics/events", 200)]
+
+
+async def _rows(auditor: httpx.AsyncClient, query: dict[str, str]) -> Any:
+    return (await auditor.get("/api/audit-logs", params=query)).json()["items"]
+
+
+async def test_a_stream_whose_events_are_gone_is_told(one: Running, tokens: dict[str, str]) -> None:
+    async with stream(one, tokens["bob"], "rooms/1", last="rooms%2F1@elsewhere:7") as messages:
+        _, event, data = await asyncio.wait_for(anext(messages), 20)
+    assert (event, data["topic"]) == ("topic.reset", "rooms/1")
+
+
+async def test_bounds_have_names(start: Start, tokens: dict[str, str]) -> None:
+    limits = {
+        "HW_TOPICS__MAX_PER_SOCKET": "2", "HW_TOPICS__MAX_EVENT_BYTES": "300", "HW_TOPICS__MAX_EVENTS": "3",
+        "HW_RATELIMIT__PUBLISHES_PER_MINUTE": "2",
+    }  # fmt: skip
+    with start(**limits) as running:
+        async with running.socket(tokens["dave"]) as socket, running.client(tokens["alice"]) as client:
+            answers = [await socket.call("topic.subscribe", topic=f"rooms/{number}") for number in (1, 2, 3)]
+            assert [answer.get("error", {}).get("code") for answer in answers] == [None, None, -32003]
+            assert (await say(client, 1, "x" * 400)).status_code == 413
+            assert (await say(client, 1, "x", times=4)).status_code == 413
+            sent = [await socket.call("topic.publish", topic="rooms/1", data={"text": "x"}) for _ in range(3)]
+            assert [answer.get("error", {}).get("code") for answer in sent] == [None, None, -32029]
