@@ -338,7 +338,7 @@ async def test_a_refused_logout_token_has_its_row(guarded: Running, provider: Pr
     async with guarded.client(provider.token()) as auditor:
         refused = await auditor.post("/api/auth/backchannel-logout", data={"logout_token": provider.token()})
         [row] = await until(lambda: rows(auditor, request_id=refused.headers["x-request-id"]))
-    assert (row["action"], row["outcome"], row["status"]) == ("sessions.backchannel_logout", "failure", 400)
+    assert (row["action"], row["outcome"], row["status"]) == ("sessions.backchannel_logout", "denied", 400)
 
 
 async def test_ended_sessions_and_refreshed_tokens_have_their_rows(guarded: Running, provider: Provider) -> None:
