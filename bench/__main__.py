@@ -246,7 +246,7 @@ class Bench:
     async def _slow(self, pid: int) -> tuple[float, float]:
         """Another client locks the audit table and sorts without end; requests go on."""
         database = self.environment["HW_DATABASE__URL"]
-        lock = await asyncpg.connect(database)
+        lock = await asyncpg.connect(database, user="hw_owner", password="hw-owner-dev")
         burners = [await asyncpg.connect(database) for _ in range(4)]
         burn = "SELECT sum(sqrt(n)) FROM generate_series(1, 300000000) n"
         times: list[float] = []

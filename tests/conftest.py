@@ -252,8 +252,8 @@ async def dave(server: Running, token: Callable[[str], str]) -> AsyncIterator[ht
 
 @pytest.fixture
 async def database(stack: Stack, server: Running) -> AsyncIterator[asyncpg.Connection]:
-    """A connection of our own; the server has applied the migrations."""
-    connection = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
+    """A connection of our own, whom nothing is forbidden."""
+    connection = await asyncpg.connect(f"postgresql://postgres:postgres@127.0.0.1:{stack.ports.postgres}/hw_db")
     yield connection
     await connection.close()
 

@@ -21,7 +21,8 @@ ROLES = ["notes:read", "notes:write", "audit:read", "sessions:admin"]
 
 class Provider:
     def __init__(self, port: int = 0) -> None:
-        self.keys = {"rsa": rsa.generate_private_key(65537, 2048), "ec": ec.generate_private_key(ec.SECP256R1())}
+        self.broken = False  # whether it answers nothing but 502
+        self.keys = {"rsa": self.new_key(), "ec": ec.generate_private_key(ec.SECP256R1())}
         self.published = ["rsa", "ec"]
         self.fetches = self.descriptions = 0
         self.granted: list[str] = []
@@ -32,7 +33,9 @@ class Provider:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path, _, query = self.path.partition("?")
-                if path.endswith("/authorize"):
+                if provider.broken:
+                    self.send_error(502)
+                elif path.endswith("/authorize"):
                     self.send_response(302)
                     self.send_header("Location", provider.authorize(dict(parse_qsl(query))))
                     self.end_headers()
@@ -70,6 +73,10 @@ class Provider:
         provider._http.shutdown()
         provider._http.server_close()
         thread.join()
+
+    @staticmethod
+    def new_key() -> rsa.RSAPrivateKey:
+        return rsa.generate_private_key(65537, 2048)
 
     def settings(self) -> dict[str, str]:
         return {"HW_OIDC__ISSUER": self.issuer, "HW_OIDC__ROLES_CLAIM": "realm_access.roles"}

@@ -1,11 +1,15 @@
 """Who did what: every change, read, denial and sign-in can be found."""
 
+import asyncio
+import contextlib
+import getpass
 import json
 import os
 import socket
+import stat
 import uuid
-from collections.abc import Callable
-from datetime import UTC, date, datetime
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import asyncpg
@@ -14,8 +18,11 @@ import pytest
 
 from hw_server.audit.partitions import maintain
 from hw_server.embedded import Stack
+from hw_server.operations.deadlines import Deadline, Deadlines
 from tests.conftest import Running, Serve, until
 from tests.provider import Provider
+from tests.proxy import Proxy
+from tests.test_settings import hw
 
 Token = Callable[[str], str]
 
@@ -227,24 +234,211 @@ async def test_only_auditors_read(alice: httpx.AsyncClient) -> None:
         assert (await alice.get(path)).status_code == 403
 
 
-async def test_partitions_wait_for_nobody(stack: Stack, database: asyncpg.Connection) -> None:
-    other = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
-    coming = "INSERT INTO user_actions (occurred_at, roles, action, outcome, source, request_id) VALUES ($1, '{}', '', $2, $3, '')"
-    async with other.transaction():
-        await other.execute(coming, datetime(2031, 6, 1, tzinfo=UTC), "success", "http")
-        with pytest.raises(asyncpg.LockNotAvailableError):
-            async with database.transaction():
-                await maintain(database, 12, date(2031, 5, 20))  # type: ignore[arg-type]
-        await other.execute("DELETE FROM user_actions WHERE occurred_at > '2031-01-01'")
-    await other.close()
-
-
-async def test_partitions_come_and_go(database: object) -> None:
-    transaction = database.transaction()  # type: ignore[attr-defined]
+@pytest.fixture
+async def superuser(stack: Stack, server: Running) -> AsyncIterator[asyncpg.Connection]:
+    """A connection in a transaction that comes to nothing."""
+    url = f"postgresql://postgres:postgres@127.0.0.1:{stack.ports.postgres}/hw_db"
+    connection = await asyncpg.connect(url)
+    transaction = connection.transaction()
     await transaction.start()
-    await maintain(database, 12, date(2031, 5, 20))  # type: ignore[arg-type]
-    names = await database.fetch(
-        "SELECT relname FROM pg_class WHERE relname LIKE 'user\\_actions\\_y%' AND relkind = 'r'"
-    )  # type: ignore[attr-defined]
+    yield connection
     await transaction.rollback()
-    assert sorted(row["relname"] for row in names) == [f"user_actions_y2031m{month:02}" for month in (5, 6, 7)]
+    await connection.close()
+
+
+async def partitions(connection: asyncpg.Connection) -> list[str]:
+    query = "SELECT relname FROM pg_class WHERE relname LIKE 'user\\_actions\\_y%' AND relkind = 'r' ORDER BY relname"
+    return [row["relname"] for row in await connection.fetch(query)]
+
+
+async def test_partitions_wait_for_nobody(stack: Stack, database: asyncpg.Connection) -> None:
+    coming = (await partitions(database))[-1]
+    await database.execute(f"ALTER TABLE user_actions DETACH PARTITION {coming}; DROP TABLE {coming}")
+    other = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
+    query = "INSERT INTO user_actions (occurred_at, roles, action, outcome, source, request_id) VALUES ('2031-06-01', '{}', '', 'success', 'http', '')"
+    async with other.transaction():
+        await other.execute(query)
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await maintained(database)
+    await other.close()
+    await maintained(database)
+    assert (await partitions(database))[-1] == coming
+
+
+async def maintained(connection: asyncpg.Connection) -> None:
+    async with connection.transaction():
+        await maintain(connection, 12)  # type: ignore[arg-type]
+
+
+async def test_partitions_come_and_go_at_the_server_s_request(superuser: asyncpg.Connection) -> None:
+    there = await partitions(superuser)
+    assert len(there) == 3
+    await superuser.execute("SET LOCAL ROLE hw_owner")
+    await superuser.execute(f"ALTER TABLE user_actions DETACH PARTITION {there[-1]}; DROP TABLE {there[-1]}")
+    for month in ("2020-01", "2020-02"):
+        await superuser.execute(
+            f"CREATE TABLE user_actions_y{month.replace('-', 'm')} PARTITION OF user_actions "
+            f"FOR VALUES FROM ('{month}-01+00') TO ('{month}-28+00')"
+        )
+    await superuser.execute("SET LOCAL ROLE hw")
+    await maintain(superuser, 12)  # type: ignore[arg-type]
+    assert await partitions(superuser) == there
+
+
+async def test_rows_that_were_early_move_to_their_partition(superuser: asyncpg.Connection) -> None:
+    coming = (await partitions(superuser))[-1]
+    await superuser.execute(f"ALTER TABLE user_actions DETACH PARTITION {coming}; DROP TABLE {coming}")
+    moment = datetime.strptime(f"{coming}+0000", "user_actions_y%Ym%m%z")
+    query = "INSERT INTO user_actions (occurred_at, roles, action, outcome, source, request_id) VALUES ($1, '{}', 'early', 'success', 'http', '')"
+    await superuser.execute(query, moment)
+    await maintain(superuser, 12)  # type: ignore[arg-type]
+    assert await superuser.fetchval(f"SELECT count(*) FROM {coming} WHERE action = 'early'") == 1
+
+
+async def test_less_than_the_owner_s_least_is_not_kept(superuser: asyncpg.Connection) -> None:
+    with pytest.raises(asyncpg.RaiseError, match="at least 1 months"):
+        async with superuser.transaction():
+            await superuser.fetch("SELECT audit_drop_partitions(0)")
+    least = "CREATE OR REPLACE FUNCTION audit_min_months() RETURNS integer LANGUAGE sql AS 'SELECT 24'"
+    await superuser.execute(least)
+    with pytest.raises(asyncpg.RaiseError, match="at least 24 months"):
+        await superuser.fetch("SELECT audit_drop_partitions(12)")
+
+
+async def test_a_date_of_year_one_is_refused_before_the_head(dave: httpx.AsyncClient) -> None:
+    bad = {"since": "0001-01-01T00:00:00+14:00"}
+    for path in ("/api/audit-logs", "/api/audit-logs/export"):
+        assert (await dave.get(path, params=bad)).status_code == 422
+
+
+async def test_an_export_ends_with_its_caller_s_session(guarded: Running, provider: Provider, many: str) -> None:
+    token = provider.token()
+    async with guarded.client(token) as client:
+        session = (await client.get("/api/me")).json()["session_id"]
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", int(guarded.url.rsplit(":", 1)[1])))
+            head = f"GET /api/audit-logs/export?action={many} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}"
+            slow.sendall(f"{head}\r\n\r\n".encode())
+            assert slow.recv(15) == b"HTTP/1.1 200 OK"
+            assert (await client.delete(f"/api/sessions/{session}")).status_code == 204
+            received = await asyncio.to_thread(read_all, slow)
+    assert received.count(b'"request_id"') < 20_000
+    assert not received.endswith(b"0\r\n\r\n")  # which would say that it is whole
+    [cut] = await until(lambda: [line for line in guarded.log() if line["event"] == "response_cut_short"])
+    assert cut["code"] == "unauthenticated"
+    assert "Traceback" not in guarded.log_file.read_text()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+async def test_a_refused_logout_token_has_its_row(guarded: Running, provider: Provider) -> None:
+    async with guarded.client(provider.token()) as auditor:
+        refused = await auditor.post("/api/auth/backchannel-logout", data={"logout_token": provider.token()})
+        [row] = await until(lambda: rows(auditor, request_id=refused.headers["x-request-id"]))
+    assert (row["action"], row["outcome"], row["status"]) == ("sessions.backchannel_logout", "denied", 400)
+
+
+async def test_ended_sessions_and_refreshed_tokens_have_their_rows(guarded: Running, provider: Provider) -> None:
+    sid, sub = uuid.uuid4().hex, uuid.uuid4().hex
+    async with guarded.client(provider.token()) as auditor, guarded.socket(provider.token(sub=sub)) as socket_:
+        await socket_.call("session.refresh", token=provider.token(sub=sub, sid=sid))
+        told = await asyncio.to_thread(hw, "sessions", "end", sid, **guarded.environment)
+        assert (told.stdout, told.stderr) == ("ended\n", "")
+        await asyncio.to_thread(hw, "sessions", "end-user", sub, **guarded.environment)
+        refreshed = await until(lambda: rows(auditor, action="session.refresh", user=sub))
+        ended = await rows(auditor, resource=f"sessions/{sid}", action="sessions.end")
+        everywhere = await rows(auditor, resource=f"users/{sub}")
+    assert [row["resource"] for row in refreshed] == [f"sessions/{sid}"]
+    assert [(row["source"], row["username"]) for row in ended] == [("system", getpass.getuser())]
+    assert [row["action"] for row in everywhere] == ["sessions.end_user"]
+
+
+@contextlib.contextmanager
+def behind_a_proxy(serve: Serve, stack: Stack, folder: Path) -> Iterator[tuple[Running, Proxy]]:
+    """A server that reaches PostgreSQL through a proxy, and spools into a folder that is not there yet."""
+    with Proxy.running(stack.ports.postgres) as proxy:
+        url = stack.environment()["HW_DATABASE__URL"].replace(f":{stack.ports.postgres}/", f":{proxy.port}/")
+        settings = {"HW_DATABASE__COMMAND_TIMEOUT": "1", "HW_AUDIT__SPILL_DIR": str(folder / "spill")}
+        with serve(HW_DATABASE__URL=url, **settings) as running:
+            yield running, proxy
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_a_batch_whose_commit_is_not_answered_is_written_once(
+    serve: Serve, stack: Stack, token: Token, database: asyncpg.Connection, tmp_path: Path, stops: bool
+) -> None:
+    """It times out, or is cancelled as the server stops; what is replayed is there already."""
+    with behind_a_proxy(serve, stack, tmp_path) as (running, proxy):
+        async with running.client(token("alice")) as client:
+            await client.get("/api/notes")
+            proxy.mute_at = b"COMMIT"
+            asked = (await client.get("/api/notes")).headers["x-request-id"]
+            await until(proxy.muted.is_set)
+            proxy.mute_at = b""
+            if not stops:
+                await until(lambda: replayed(running))
+    with serve(HW_AUDIT__SPILL_DIR=str(tmp_path / "spill")):
+        await until(lambda: not list((tmp_path / "spill").iterdir()))
+    assert await database.fetchval("SELECT count(*) FROM user_actions WHERE request_id = $1", asked) == 1
+
+
+def replayed(running: Running) -> bool:
+    return any(line["event"] == "audit_rows_replayed" for line in running.log())
+
+
+async def test_what_is_recorded_for_a_batch_does_not_pile_up(
+    serve: Serve, token: Token, dave: httpx.AsyncClient, database: asyncpg.Connection
+) -> None:
+    with serve() as running:
+        before = await database.fetchval("SELECT count(*) FROM audit_replays")
+        async with running.client(token("alice")) as client:
+            for _ in range(5):
+                asked = (await client.get("/api/notes")).headers["x-request-id"]
+                await until(lambda asked=asked: rows(dave, request_id=asked))
+        assert await database.fetchval("SELECT count(*) FROM audit_replays") <= before + 1
+
+
+async def test_spooled_rows_are_for_the_server_alone(serve: Serve, stack: Stack, token: Token, tmp_path: Path) -> None:
+    with behind_a_proxy(serve, stack, tmp_path) as (running, proxy):
+        proxy.mute_at = b"COPY"
+        async with running.client(token("alice")) as client:
+            await client.get("/api/notes")
+        spill = tmp_path / "spill"
+        [segment] = await until(lambda: list(spill.iterdir()) if spill.exists() else [])
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (spill, segment)] == [0o700, 0o600]
+
+
+async def test_a_commit_without_an_answer_is_told_as_such(
+    serve: Serve, stack: Stack, token: Token, tmp_path: Path
+) -> None:
+    with behind_a_proxy(serve, stack, tmp_path) as (running, proxy):
+        async with running.client(token("alice")) as client:
+            await client.post("/api/notes", json={"title": uuid.uuid4().hex})
+            proxy.mute_at = b"COMMIT"
+            late = await client.post("/api/notes", json={"title": uuid.uuid4().hex})
+            proxy.mute_at = b""
+    assert late.status_code in (503, 504)
+    assert late.json()["detail"].startswith("the outcome is unknown")
+
+
+@pytest.mark.parametrize(("outside", "expected"), [(True, asyncio.CancelledError), (False, TimeoutError)])
+async def test_a_cancellation_stays_one_when_the_deadline_passes_too(
+    outside: bool, expected: type[BaseException]
+) -> None:
+    entered: asyncio.Queue[Deadline] = asyncio.Queue()
+
+    async def work() -> None:
+        deadline = Deadlines(60).start()
+        with deadline:
+            entered.put_nowait(deadline)
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(work())
+    (await entered.get()).expire()
+    if outside:
+        task.cancel()
+    with pytest.raises(expected):
+        await task

@@ -28,6 +28,7 @@ BAD = [
     ("HW_OIDC__ISSUER", "hw", "oidc.issuer"),
     ("HW_OIDC__ISSUER", "https://x/", "oidc.issuer"),
     ("HW_OIDC__AUDIENCE", "", "oidc.audience"),
+    ("HW_OIDC__JWKS_MAX_STALE", "10", "oidc.jwks_max_stale"),
     ("HW_RATELIMIT__ON_REDIS_DOWN", "maybe", "ratelimit.on_redis_down"),
     ("HW_WS__MAX_BATCH", "-1", "ws.max_batch"),
     ("HW_AUDIT__RETENTION_MONTHS", "0", "audit.retention_months"),
@@ -46,6 +47,7 @@ PRODUCTION = {
     "HW_DATABASE__URL": "postgresql://hw@db/hw_db",
     "HW_DATABASE__PASSWORD": "a-long-secret-of-its-own",
     "HW_REDIS__PASSWORD": "another-long-secret",
+    "HW_OIDC__ON_REDIS_DOWN": "closed",
 }
 
 
@@ -64,6 +66,13 @@ def test_names_every_problem() -> None:
 
 def test_production_accepts_its_own_secrets() -> None:
     assert load(PRODUCTION).environment is Environment.PRODUCTION
+
+
+def test_production_wants_to_know_what_a_redis_outage_means() -> None:
+    with pytest.raises(SettingsError, match=r"^oidc\.on_redis_down: must be set in production"):
+        load({name: value for name, value in PRODUCTION.items() if name != "HW_OIDC__ON_REDIS_DOWN"})
+    assert load({**PRODUCTION, "HW_OIDC__ON_REDIS_DOWN": "open"}).oidc.on_redis_down == "open"
+    assert load({}).oidc.on_redis_down == "open"
 
 
 def test_production_has_lower_limits() -> None:

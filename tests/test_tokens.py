@@ -38,6 +38,14 @@ def forged_jwk(provider: Provider) -> str:
 
 
 NOW = time.time()
+UNUSABLE = {"NUL": "a\x00b", "lone surrogate": "a\ud800b"}  # in PostgreSQL; in UTF-8
+
+
+def with_text(claim: str, text: str) -> Callable[[Provider], str]:
+    changes = {claim: {"roles": ["notes:read", text]} if claim == "realm_access" else text}
+    return lambda provider: provider.token(**changes)
+
+
 BAD: dict[str, tuple[str, Callable[[Provider], str]]] = {
     "garbage": ("malformed", lambda p: "garbage"),
     "three garbage parts": ("malformed", lambda p: "a.b.c"),
@@ -59,7 +67,14 @@ BAD: dict[str, tuple[str, Callable[[Provider], str]]] = {
     "logout token": ("missing_claim", lambda p: p.logout_token()),
     "no expiry": ("missing_claim", lambda p: p.token(exp=None)),
     "no subject": ("missing_claim", lambda p: p.token(sub=None)),
-    "NUL in the name": ("malformed", lambda p: p.token(preferred_username="a\x00b")),
+    **{
+        f"{kind} in {claim}": ("malformed", with_text(claim, text))
+        for kind, text in UNUSABLE.items()
+        for claim in ("sub", "sid", "jti", "preferred_username", "azp", "realm_access")
+    },
+    "a sid that would be cut": ("malformed", lambda p: p.token(sid="s" * 256)),
+    "a sub that would be cut": ("malformed", lambda p: p.token(sub="s" * 256)),
+    "an expiry without end": ("malformed", lambda p: p.token(exp=10**400)),
     "junk of 10 KiB": ("too_long", lambda p: "x" * 10_240),
 }
 

@@ -77,14 +77,15 @@ def create_app(
     auth = parts.add(AuthRedis, AuthRedis(settings.redis, metrics))
     signing_keys = parts.add(SigningKeys, SigningKeys(settings.oidc))
     verifier = parts.add(TokenVerifier, TokenVerifier(settings.oidc, signing_keys, metrics))
-    revocations = parts.add(Revocations, Revocations(settings.oidc, auth, keys))
-    authentication = parts.add(Authentication, Authentication(verifier, revocations))
+    revocations = parts.add(Revocations, Revocations(settings.oidc, auth, keys, metrics))
+    authentication = parts.add(Authentication, Authentication(settings.oidc, verifier, revocations))
     limiter = parts.add(RateLimiter, RateLimiter(settings.ratelimit, cache, keys, metrics))
     connection_limiter = ConnectionLimiter(settings.ratelimit, cache, keys, metrics)
     parts.add(CountCache, CountCache(cache, keys))
     health = parts.add(Health, Health(db, cache, auth, signing_keys, metrics))
     hub = parts.add(Hub, Hub(settings.ws, connection_limiter, metrics))
     revocations.listeners.append(hub.on_revoked)
+    signing_keys.listeners.append(hub.on_keys_withdrawn)
     sign_in = parts.add(SignIn, SignIn(authentication, connection_limiter, hub))
     openrpc = parts.add(OpenRpc, OpenRpc(settings.http.public_url))
     registry = parts.add(Registry, Registry(features))
@@ -113,7 +114,7 @@ def create_app(
         settings, hub, dispatcher.handle, metrics, admission, sign_in, audit, failures, accounting
     )
     services = [construct(parts) for feature in features for construct in feature.services]
-    supervisor = Supervisor([*services, revocations, health, deadlines, hub], on_failure)
+    supervisor = Supervisor([*services, signing_keys, revocations, health, deadlines, hub], on_failure)
 
     async def close_sockets(timeout: float) -> None:
         parts[EventStreams].close_all()

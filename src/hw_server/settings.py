@@ -18,7 +18,9 @@ PREFIX = "HW_"
 NOT_SETTINGS = frozenset({"HW_STATE", "HW_PASSWORD"})  # options of `hw`
 DELIMITER = "__"
 HOST = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
-DEVELOPMENT_SECRETS = frozenset({"postgres", "hw", "hw-dev", "admin", "password", "secret", "changeme", "keycloak"})
+DEVELOPMENT_SECRETS = frozenset(
+    {"postgres", "hw", "hw-dev", "hw-owner-dev", "admin", "password", "secret", "changeme", "keycloak"}
+)
 
 
 class SettingsError(Exception):
@@ -102,6 +104,11 @@ class DatabaseSettings(Group):
         description="PostgreSQL address with credentials.",
     )
     password: SecretStr | None = Field(None, description="Password, if not part of `database.url`.")
+    owner_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL address of the role that owns the tables, for `hw migrate` alone; default: `database.url`.",
+    )
+    owner_password: SecretStr | None = Field(None, description="Password, if not part of `database.owner_url`.")
     pool_max: int = Field(10, ge=1, le=1000, description="Connections at most, per worker.")
     connect_timeout: float = Field(3.0, gt=0, le=60, description="Longest wait for a new connection, seconds.")
     command_timeout: float = Field(5.0, gt=0, le=300, description="Longest single statement, seconds.")
@@ -139,6 +146,19 @@ class OidcSettings(Group):
     leeway: float = Field(10.0, ge=0, le=120, description="Clock difference tolerated, seconds.")
     jwks_cooldown: float = Field(
         10.0, ge=0, le=3600, description="Time without fetches after one for an unknown key was in vain, seconds."
+    )
+    jwks_max_age: float = Field(
+        300.0, gt=0, le=86_400, description="Age at which the provider's keys are fetched again, seconds."
+    )
+    jwks_max_stale: float = Field(
+        86_400.0,
+        gt=0,
+        description="Longest time the keys last fetched count while the provider is out of reach, seconds.",
+    )
+    session_max_age: float = Field(
+        36_000.0,
+        ge=60,
+        description="Longest session of the provider, seconds: revocations last as long. Offline sessions may be longer.",
     )
     timeout: float = Field(3.0, gt=0, le=30, description="Longest wait for the provider, seconds.")
     token_cache_size: int = Field(10_000, ge=0, description="Verified tokens kept in memory, per worker.")
@@ -316,6 +336,11 @@ def _conflicts(settings: Settings) -> list[str]:
     problems = []
     for name, url, schemes in (
         ("database.url", settings.database.url.get_secret_value(), ("postgresql", "postgres")),
+        (
+            "database.owner_url",
+            (settings.database.owner_url or settings.database.url).get_secret_value(),
+            ("postgresql", "postgres"),
+        ),
         ("redis.url", settings.redis.url.get_secret_value(), ("redis", "rediss", "unix")),
         ("oidc.issuer", settings.oidc.issuer, ("http", "https")),
         ("oidc.internal_url", settings.oidc.internal_url or "http://unset", ("http", "https")),
@@ -327,12 +352,16 @@ def _conflicts(settings: Settings) -> list[str]:
             _ = parts.port
         except ValueError:
             usable = False
-        if not usable:
+        if not usable and not (name == "database.owner_url" and settings.database.owner_url is None):
             problems.append(f"{name}: must be an address that starts with {' or '.join(s + '://' for s in schemes)}")
+    if settings.database.owner_password is not None and settings.database.owner_url is None:
+        problems.append("database.owner_password: is nobody's without database.owner_url")
     if settings.oidc.issuer.endswith("/"):
         problems.append(
             "oidc.issuer: must not end with a slash; it is compared with the token's `iss` letter by letter"
         )
+    if settings.oidc.jwks_max_stale < settings.oidc.jwks_max_age:
+        problems.append("oidc.jwks_max_stale: must not be shorter than oidc.jwks_max_age")
     if settings.redis.cache_db == settings.redis.auth_db:
         problems.append("redis.auth_db: must differ from redis.cache_db")
     for name, origins in (
@@ -357,11 +386,27 @@ def _production(settings: Settings) -> list[str]:
         problems.append("oidc.issuer: must be https in production")
     if not settings.http.public_url.startswith("https://"):
         problems.append("http.public_url: must be https in production")
+    if "on_redis_down" not in settings.oidc.model_fields_set:
+        problems.append(
+            "oidc.on_redis_down: must be set in production: `open` lets ended sessions in again while Redis is out of reach, "
+            f"`closed` refuses everybody ({variable_of('oidc.on_redis_down')})"
+        )
     if not settings.http.allowed_hosts:
         problems.append("http.allowed_hosts: must name the hosts to answer in production")
     if settings.log.format != "json":
         problems.append("log.format: must be json in production")
+    owner = settings.database.owner_url
     for name, password in (
+        *(
+            [
+                (
+                    "database.owner_password",
+                    settings.database.owner_password or urlsplit(owner.get_secret_value()).password,
+                )
+            ]
+            if owner is not None
+            else []
+        ),
         (
             "database.password",
             settings.database.password or urlsplit(settings.database.url.get_secret_value()).password,

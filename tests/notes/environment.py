@@ -4,7 +4,9 @@ from pathlib import Path
 
 import asyncpg
 
+from hw_server.db import migrations
 from hw_server.embedded import Stack
+from hw_server.settings import load
 from tests.notes.models import NOTES_READ, NOTES_WRITE
 
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text()
@@ -18,9 +20,10 @@ SETTINGS = {"HW_FEATURES": "tests.notes:FEATURES"}
 
 
 async def create_table(stack: Stack) -> None:
-    """As the owner of the database, as a migration would."""
-    connection = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
+    """As the owner of the database, as a migration would; with the migrations, which also give the server its rights."""
+    connection = await asyncpg.connect(stack.owner()["HW_DATABASE__OWNER_URL"])
     try:
         await connection.execute(SCHEMA)
     finally:
         await connection.close()
+    await migrations.upgrade(load(stack.environment() | stack.owner()).database)

@@ -86,3 +86,21 @@ def test_alloy_cuts_queries_from_the_access_log(query: str) -> None:
     found = re.search(pattern, line)
     cut = line[: found.start(1)] + line[found.end(1) :] if found else line
     assert json.loads(cut) == {"RequestPath": "/realms/hw", "Status": 200}
+
+
+def test_production_names_every_place_to_return_to() -> None:
+    """What a wildcard lets in, a page of somebody else's below the same name takes the code from."""
+    realm = json.loads((DOCKER / "keycloak/hw-realm.production.json").read_text())
+    for client in realm["clients"]:
+        places = [*client["redirectUris"], *client["webOrigins"], client["attributes"]["post.logout.redirect.uris"]]
+        assert not [place for place in places if "*" in place]
+        assert client["redirectUris"] == [f"${{HW_PUBLIC_URL}}{path}" for path in ("/docs/oauth2-redirect", "/")]
+
+
+def test_only_the_migrations_hold_the_owner_s_secret() -> None:
+    services = dict(re.findall(r"^  ([a-z-]+):\n((?:(?:    .*|\s*#.*)?\n)+)", COMPOSE, re.M))
+    assert [name for name, text in services.items() if "OWNER" in text] == ["hw-migrate"]
+    assert "hw-migrate: { condition: service_completed_successfully }" in services["hw-server"]
+    pg, srv = environment_file(".pg_env"), environment_file(".srv_env")
+    assert f"hw_owner:{pg['HW_DB_OWNER_PASSWORD']}@" in services["hw-migrate"]
+    assert not [name for name in srv if "OWNER" in name]

@@ -108,6 +108,7 @@ def test_the_server_and_the_stores_cannot_write_their_images(services: dict[str,
 def test_only_the_needed_users_read_a_secret(services: dict[str, Any]) -> None:
     holders = {name: sorted(secret["source"] for secret in item.get("secrets", [])) for name, item in services.items()}
     assert holders["hw-server"] == ["hw_db_password", "redis_password"]
+    assert [name for name in holders if "hw_db_owner_password" in holders[name]] == ["hw-db", "hw-migrate"]
     assert not [name for name in ("prometheus", "loki", "alloy") if holders[name]]
 
 
@@ -230,7 +231,7 @@ def make_user(keycloak: httpx.Client, name: str, password: str) -> None:
 def sign_in_by_code(keycloak: httpx.Client, name: str, password: str) -> str:
     """As a browser does: authorization code and PKCE. Returns an access token."""
     endpoint, verifier = "/realms/hw/protocol/openid-connect", secrets.token_urlsafe(48)
-    common = {"client_id": "hw-web", "redirect_uri": "https://api.example.org/docs"}
+    common = {"client_id": "hw-web", "redirect_uri": "https://api.example.org/docs/oauth2-redirect"}
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
     asked = {"response_type": "code", "scope": "openid", "code_challenge": challenge, "code_challenge_method": "S256"}
     page = keycloak.get(f"{endpoint}/auth", params=common | asked)

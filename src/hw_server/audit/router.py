@@ -8,11 +8,13 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from hw_server.audit import repository
-from hw_server.audit.models import AUDIT_READ, AuditFilter, AuditQuery, EntryPage
+from hw_server.audit.models import AUDIT_READ, AuditEntry, AuditFilter, AuditQuery, EntryPage
 from hw_server.auth import Principal
+from hw_server.auth.authentication import Authentication
 from hw_server.db import Database
 from hw_server.http.dependencies import call_of, provided, require
 from hw_server.http.problems import problem_responses
+from hw_server.operations import Page
 
 PAGE = 500
 router = APIRouter(prefix="/audit-logs", tags=["audit"])
@@ -29,6 +31,7 @@ async def export(
     caller: Annotated[Principal, require(AUDIT_READ, audit="queued")],
     filters: Annotated[AuditFilter, Query()],
     db: Annotated[Database, provided(Database)],
+    authentication: Annotated[Authentication, provided(Authentication)],
 ) -> StreamingResponse:
     """Export all matching rows up to now, one JSON object a line, oldest first."""
     call_of(request).resource = "audit-logs"
@@ -36,13 +39,20 @@ async def export(
     # Without an end the export would run after the rows that are written meanwhile.
     until_now = {**filters.model_dump(), "until": min(filters.until or now, now), "per_page": PAGE}
 
-    async def lines() -> AsyncIterator[bytes]:
-        page = EntryPage(items=[], per_page=PAGE, next_cursor="")
-        while page.next_cursor is not None:
-            query = AuditQuery(**until_now, cursor=page.next_cursor)
-            async with db.read() as connection:
-                rows = await repository.page(connection, query, repository.OLDEST_FIRST)
-            page = EntryPage.from_rows(rows, query, repository.OLDEST_FIRST)
-            yield b"".join(entry.model_dump_json().encode() + b"\n" for entry in page.items)
+    async def next_page(cursor: str) -> Page[AuditEntry]:
+        query = AuditQuery(**until_now, cursor=cursor)
+        async with db.read() as connection:
+            rows = await repository.page(connection, query, repository.OLDEST_FIRST)
+        return EntryPage.from_rows(rows, query, repository.OLDEST_FIRST)
 
-    return StreamingResponse(lines(), media_type="application/x-ndjson")
+    async def lines(page: Page[AuditEntry]) -> AsyncIterator[bytes]:
+        while True:
+            yield b"".join(entry.model_dump_json().encode() + b"\n" for entry in page.items)
+            if page.next_cursor is None:
+                return
+            # The client may take hours; its right to read may end before.
+            await authentication.recheck(caller)
+            page = await next_page(page.next_cursor)
+
+    # Before the status is sent: what refuses the first page is still a problem that the client can read.
+    return StreamingResponse(lines(await next_page("")), media_type="application/x-ndjson")

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import structlog
 
-from hw_server.audit.spool import Segment, Spool
+from hw_server.audit.spool import Spool, segment_name
 from hw_server.db import Connection, Database
 from hw_server.errors import DomainError, InvalidInput, Unavailable
 from hw_server.observability.metrics import Metrics
@@ -22,6 +22,22 @@ COLUMNS = AuditRow._fields
 INSERT = (
     f"INSERT INTO user_actions ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"  # noqa: S608
 )
+# With the name of what was written. The names of what is known to be written are needed no more.
+RECORD = """WITH settled AS (DELETE FROM audit_replays WHERE segment = ANY($2))
+            INSERT INTO audit_replays (segment) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true"""
+
+
+class Batch:
+    """Rows that are written together, with their `name` in the same transaction. Where its COMMIT was not answered
+    (`committing`) nobody knows whether they are there: then they are spooled as a segment of that name, whose replay writes
+    nothing that is there already."""
+
+    __slots__ = ("committing", "name", "rows")
+
+    def __init__(self, rows: list[AuditRow]) -> None:
+        self.rows = rows
+        self.name = segment_name()
+        self.committing = False
 
 
 class AuditWriter:
@@ -33,6 +49,8 @@ class AuditWriter:
         self._settings = settings
         self._db = db
         self._queue: deque[AuditRow] = deque()
+        self._parts: list[Batch] = []  # of batches that PostgreSQL refused whole
+        self._settled: list[str] = []  # names of what is written for sure
         self._spool = Spool(settings.spill_dir, settings.spill_max_bytes, metrics)
         self._wake = asyncio.Event()
         self._written = metrics.audit_rows.labels("written")
@@ -58,14 +76,17 @@ class AuditWriter:
         self._transactional.inc()
 
     async def write(self, row: AuditRow) -> None:
+        batch = Batch([row])
         try:
-            await self._write([row])
-        except DomainError as error:
-            log.warning("audit_rows_spilled", rows=1, error=error.code)
-            if not self._spool.append([row]):
-                self._dropped.inc()
+            await self._write(batch)
+        except asyncio.CancelledError:
+            await self._spool_batch(batch)
+            raise
+        except Exception as error:
+            code = error.code if isinstance(error, DomainError) else repr(error)[:200]
+            log.warning("audit_rows_spilled", rows=1, error=code)
+            if not await self._spool_batch(batch):
                 raise Unavailable("the audit trail cannot be written") from error
-            self._spilled.inc()
 
     async def run(self) -> None:
         while True:
@@ -82,94 +103,98 @@ class AuditWriter:
     async def flush(self) -> bool:
         """Writes the queue to PostgreSQL. Returns False when PostgreSQL refused a batch: that one and all later ones are spooled."""
         written = True
-        while self._queue:
+        while self._queue or self._parts:
             batch = self._next_batch()
             try:
                 written = written and await self._try_write(batch)
             except asyncio.CancelledError:
-                self._spool_batch(batch)
-                while self._queue:
-                    self._spool_batch(self._next_batch())
+                await self._spool_batch(batch)
+                while self._queue or self._parts:
+                    await self._spool_batch(self._next_batch())
                 raise
             if not written:
-                self._spool_batch(batch)
+                await self._spool_batch(batch)
         self._depth.set(0)
         return written
 
-    def _next_batch(self) -> list[AuditRow]:
+    def _next_batch(self) -> Batch:
+        if self._parts:
+            return self._parts.pop()
         self._depth.set(len(self._queue))
-        return [self._queue.popleft() for _ in range(min(len(self._queue), self._settings.batch_size))]
+        return Batch([self._queue.popleft() for _ in range(min(len(self._queue), self._settings.batch_size))])
 
-    async def _try_write(self, batch: list[AuditRow]) -> bool:
+    async def _try_write(self, batch: Batch) -> bool:
         try:
             await self._write(batch)
+        except (InvalidInput, UnicodeError):
+            # One bad row must not fail the others.
+            if len(batch.rows) == 1:
+                log.error("audit_row_refused", action=batch.rows[0].action)
+                self._dropped.inc()
+            else:
+                middle = len(batch.rows) // 2
+                self._parts += (Batch(batch.rows[middle:]), Batch(batch.rows[:middle]))
         except DomainError as error:
-            log.warning("audit_rows_spilled", rows=len(batch), error=error.code)
+            log.warning("audit_rows_spilled", rows=len(batch.rows), error=error.code)
             return False
         except Exception:
             # A defect, such as a missing table: the rows stay on disk until it is fixed.
-            log.exception("audit_write_failed", rows=len(batch))
+            log.exception("audit_write_failed", rows=len(batch.rows))
             return False
         return True
 
-    def _spool_batch(self, batch: list[AuditRow]) -> None:
-        if self._spool.append(batch):
-            self._spilled.inc(len(batch))
-        else:
-            self._dropped.inc(len(batch))
+    async def _spool_batch(self, batch: Batch) -> bool:
+        """Returns False where a row is lost."""
+        kept = await self._spool.append(batch.rows, batch.name if batch.committing else None)
+        self._spilled.inc(kept)
+        self._dropped.inc(len(batch.rows) - kept)
+        return kept == len(batch.rows)
 
-    async def _write(self, batch: list[AuditRow]) -> None:
-        started = time.perf_counter()
-        try:
-            async with self._db.write() as connection:
-                await connection.copy_records_to_table("user_actions", records=batch, columns=COLUMNS)
-        except InvalidInput:
-            if len(batch) == 1:
-                log.error("audit_row_refused", action=batch[0].action)
-                self._dropped.inc()
-                return
-            # One bad row must not fail the others.
-            middle = len(batch) // 2
-            await self._write(batch[:middle])
-            await self._write(batch[middle:])
-            return
-        self._written.inc(len(batch))
+    async def _write(self, batch: Batch) -> None:
+        started, settled = time.perf_counter(), self._settled[:]
+        async with self._db.write() as connection:
+            await connection.execute(RECORD, batch.name, settled)
+            await connection.copy_records_to_table("user_actions", records=batch.rows, columns=COLUMNS)
+            batch.committing = True
+        self._settled = [name for name in self._settled if name not in settled]
+        self._settled.append(batch.name)
+        self._written.inc(len(batch.rows))
         self._flush_time.observe(time.perf_counter() - started)
 
     async def _replay(self) -> None:
-        """Writes spooled segments, each in one transaction, then removes them."""
-        while self._spool.waiting:
+        """Writes spooled segments, each in one transaction, then removes them. The segment's name is written in the same
+        transaction, so that a file that was replayed but not removed is not replayed twice."""
+        while await self._spool.waiting():
             segment = None
             try:
                 # The connection comes first: while PostgreSQL is away the open segment stays open.
                 async with self._db.write() as connection:
-                    segment = self._spool.oldest()
-                    if segment is None:
+                    taken = await self._spool.oldest()
+                    if taken is None:
                         return
-                    written = await self._copy(connection, segment)
+                    segment, rows = taken
+                    if isinstance(rows, ValueError):
+                        raise rows
+                    written = await self._copy(connection, segment.name, rows)
             except (InvalidInput, ValueError) as error:
                 assert segment is not None
                 log.error("audit_segment_refused", segment=segment.name, error=str(error)[:200])
-                self._dropped.inc(self._spool.quarantine(segment))
+                self._dropped.inc(await self._spool.quarantine(segment))
                 continue
             except DomainError:
                 return
             except Exception:
                 log.exception("audit_replay_failed")
                 return
-            self._spool.remove(segment)
+            await self._spool.remove(segment)
+            self._settled.append(segment.name)
             self._written.inc(written)
             log.info("audit_rows_replayed", rows=written)
 
     @staticmethod
-    async def _copy(connection: Connection, segment: Segment) -> int:
-        """Returns the number of rows written. The segment's name is written in the same transaction, so that a file that was
-        replayed but not removed is not replayed twice."""
-        fresh = await connection.fetchval(
-            "INSERT INTO audit_replays (segment) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true", segment.name
-        )
-        if not fresh:
+    async def _copy(connection: Connection, name: str, rows: list[AuditRow]) -> int:
+        """Returns the number of rows written."""
+        if not await connection.fetchval(RECORD, name, []):
             return 0
-        rows = segment.rows()
         await connection.copy_records_to_table("user_actions", records=rows, columns=COLUMNS)
         return len(rows)

@@ -1,11 +1,13 @@
 """From an access token to a caller, the same way for HTTP and WebSocket."""
 
+import time
 from collections.abc import Callable
 
 from hw_server.auth.principal import Principal
 from hw_server.auth.revocations import Revocations
 from hw_server.auth.tokens import TokenVerifier
 from hw_server.errors import Unauthenticated
+from hw_server.settings import OidcSettings
 
 Seen = Callable[[Principal, str | None, str | None], None]
 
@@ -22,7 +24,8 @@ def bearer_token(header: bytes) -> str:
 class Authentication:
     """`listeners` are told of each authentication: the caller, the client's address and its user agent."""
 
-    def __init__(self, verifier: TokenVerifier, revocations: Revocations) -> None:
+    def __init__(self, settings: OidcSettings, verifier: TokenVerifier, revocations: Revocations) -> None:
+        self._leeway = settings.leeway
         self._verifier = verifier
         self._revocations = revocations
         self.listeners: list[Seen] = []
@@ -37,5 +40,7 @@ class Authentication:
         return principal
 
     async def recheck(self, principal: Principal) -> None:
-        """Raises `Unauthenticated` for a caller whose session was revoked since."""
+        """Raises `Unauthenticated` for a caller whose session was revoked, or whose token expired, since."""
+        if time.time() >= principal.expires_at + self._leeway:
+            raise Unauthenticated("expired")
         await self._revocations.check(principal)

@@ -3,7 +3,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The caller, as a verified access token names it. `expires_at` is Unix time in seconds."""
+    """The caller, as a verified access token names it. Times are Unix time in seconds; `began_at` is when the user signed in
+    (`auth_time`), or `issued_at` where the token does not say; `key` is the fingerprint of the key that signed the token."""
 
     sub: str
     username: str
@@ -12,6 +13,8 @@ class Principal:
     client_id: str
     issued_at: float
     expires_at: float
+    began_at: float
+    key: str
     role_list: tuple[str, ...] = field(init=False)  # `roles`, sorted once for the audit rows
 
     def __post_init__(self) -> None:

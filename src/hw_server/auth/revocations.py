@@ -1,41 +1,65 @@
 """Revoked sessions, kept in Redis DB 1 and in the memory of every instance."""
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from pydantic import BaseModel
 from redis.exceptions import RedisError
 
 from hw_server.auth.principal import Principal
 from hw_server.errors import Unauthenticated, Unavailable
+from hw_server.observability.metrics import Metrics
 from hw_server.redis import AuthRedis, Keys
 from hw_server.settings import OidcSettings
 
 log = structlog.get_logger()
 
-SESSION_LIFETIME = 36_000  # seconds; Keycloak's default for the longest session
+LIFETIME_OF_0_1 = 36_000  # seconds that an entry of version 0.1 counts
 RETRY_INTERVAL = 0.5  # seconds before the feed is followed again
-PING_INTERVAL = 2  # seconds without a message before the feed is tested
+PING_INTERVAL = 1.0  # seconds between two pings on the feed
+PONG_TIMEOUT = 2.5  # seconds without a message or pong after which the feed is broken
+MAX_SESSIONS = 1000  # of one user that are named when all of them end
+
+
+class SignOut(BaseModel):
+    """What the end of all sessions of a user covers: sessions that began up to `at`; tokens issued up to `not_before`, which
+    allows for the provider's clock; and the sessions known by name, as a token refreshed later does not always say when its
+    session began. Times are Unix time in seconds."""
+
+    at: float
+    not_before: float
+    sessions: frozenset[str] = frozenset()
+
+    def covers(self, principal: Principal) -> bool:
+        # A session that begins right after is refused for the leeway only: by its tokens' age, not by its own.
+        return (
+            principal.began_at <= self.at
+            or principal.issued_at <= self.not_before
+            or principal.session_id in self.sessions
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """The end of one session (`session_id`), or of all sessions of a user (`sub`) that began before it was made. It counts
-    until `until`, Unix time in seconds, when every token it can cover has expired."""
+    """The end of one session (`session_id`), or of all sessions of a user (`sub`) that `sign_out` covers. It counts until
+    `until`, Unix time in seconds, when every session it can cover has ended."""
 
     until: float
     session_id: str | None = None
     sub: str | None = None
+    sign_out: SignOut | None = None
 
     def covers(self, principal: Principal) -> bool:
         if self.until <= time.time():
             return False
-        if self.session_id is not None:
+        if self.sign_out is None:
             return principal.session_id == self.session_id
-        return principal.sub == self.sub and principal.issued_at <= self.until - SESSION_LIFETIME
+        return principal.sub == self.sub and self.sign_out.covers(principal)
 
     @property
     def entry(self) -> str:
@@ -43,12 +67,18 @@ class Revocation:
         return f"session:{self.session_id}" if self.session_id is not None else f"user:{self.sub}"
 
     @classmethod
-    def parse(cls, entry: str, until: float) -> "Revocation":
-        kind, _, name = entry.partition(":")
-        if kind in ("user", "sub"):
-            return cls(until, sub=name)
+    def parse(cls, entry: str, until: float, sign_out: bytes | None) -> "Revocation":
+        """Raises ValueError for what is none."""
+        if not math.isfinite(until):
+            raise ValueError("the end is no time")
+        sub = _sub_of(entry)
+        if sub is not None:
+            if sign_out is not None:
+                return cls(until, sub=sub, sign_out=SignOut.model_validate_json(sign_out))
+            at = until - LIFETIME_OF_0_1  # version 0.1 told the moment by the end alone
+            return cls(until, sub=sub, sign_out=SignOut(at=at, not_before=at))
         # Version 0.1 wrote `sub:<sub>` and bare session ids; its revocations outlive an upgrade.
-        return cls(until, session_id=name if kind == "session" else entry)
+        return cls(until, session_id=entry.removeprefix("session:"))
 
 
 class Revocations:
@@ -57,58 +87,78 @@ class Revocations:
 
     name = "revocations"
 
-    def __init__(self, settings: OidcSettings, redis: AuthRedis, keys: Keys) -> None:
+    def __init__(self, settings: OidcSettings, redis: AuthRedis, keys: Keys, metrics: Metrics) -> None:
         self._settings = settings
         self._redis = redis
         self._keys = keys
+        self._failures = metrics.service_failures.labels(self.name)
         self._entries: dict[str, Revocation] = {}
         self.following = False
         self.listeners: list[Callable[[Revocation], None]] = []
 
-    def cover(self, principal: Principal) -> bool:
-        """Whether a known revocation covers the caller."""
+    def covering(self, principal: Principal) -> Revocation | None:
+        """A known revocation that covers the caller."""
         if not self._entries:
-            return False
-        revocations = (self._entries.get(entry) for entry in _entries_of(principal))
-        return any(revocation.covers(principal) for revocation in revocations if revocation is not None)
+            return None
+        for entry in _entries_of(principal):
+            revocation = self._entries.get(entry)
+            if revocation is not None and revocation.covers(principal):
+                return revocation
+        return None
 
     async def check(self, principal: Principal) -> None:
         """Raises `Unauthenticated` for a revoked caller; asks Redis only while the feed is broken."""
         if not self.following:
             await self._fetch(principal)
-        if self._entries and self.cover(principal):
+        if self._entries and self.covering(principal) is not None:
             raise Unauthenticated("revoked", "the session has ended; sign in again")
 
     async def _fetch(self, principal: Principal) -> None:
         entries = _entries_of(principal)
+
+        async def read(client: Any) -> None:
+            scores = await client.zmscore(self._keys.revoked, entries)
+            found = [(entry, score) for entry, score in zip(entries, scores, strict=True) if score is not None]
+            await self._add_all(client, [(entry.encode(), score) for entry, score in found])
+
         try:
-            scores = await self._redis.run("revocation", lambda client: client.zmscore(self._keys.revoked, entries))
+            await self._redis.run("revocation", read)
         except Unavailable:
             if self._settings.on_redis_down == "closed":
                 raise
-            return
-        for entry, score in zip(entries, scores, strict=True):
-            if score is not None:
-                self._add(Revocation.parse(entry, float(score)))
 
     async def revoke_session(self, session_id: str) -> None:
         """Returns once Redis holds it; raises `Unavailable`."""
-        await self._publish(Revocation(time.time() + SESSION_LIFETIME, session_id=session_id))
+        revocation = Revocation(time.time() + self._settings.session_max_age, session_id=session_id)
+        await self._redis.run("revocation", lambda client: self._publish(client, revocation))
+        self._add(revocation)
 
     async def revoke_user(self, sub: str) -> None:
         """Revokes every session of the user that has begun. Returns once Redis holds it; raises `Unavailable`."""
-        await self._publish(Revocation(time.time() + SESSION_LIFETIME, sub=sub))
 
-    async def _publish(self, revocation: Revocation) -> None:
-        async def write(client: Any) -> None:
-            async with client.pipeline(transaction=True) as pipe:
-                pipe.zadd(self._keys.revoked, {revocation.entry: revocation.until})
-                pipe.zremrangebyscore(self._keys.revoked, "-inf", time.time())
-                pipe.publish(self._keys.revocations, f"{revocation.until}|{revocation.entry}")
-                await pipe.execute()
+        async def write(client: Any) -> Revocation:
+            now = time.time()
+            known = await client.zrevrange(self._keys.user_sessions(sub), 0, MAX_SESSIONS - 1)
+            # Sessions that ended with an earlier sign-out are known no more, and may still be refreshed.
+            before = _sessions_of(await client.get(self._keys.signed_out(sub)))
+            names = [*(name.decode() for name in known), *before][:MAX_SESSIONS]
+            covered = SignOut(at=now, not_before=now + self._settings.leeway, sessions=frozenset(names))
+            revocation = Revocation(now + self._settings.session_max_age, sub=sub, sign_out=covered)
+            await self._publish(client, revocation)
+            return revocation
 
-        await self._redis.run("revocation", write)
-        self._add(revocation)
+        self._add(await self._redis.run("revocation", write))
+
+    async def _publish(self, client: Any, revocation: Revocation) -> None:
+        async with client.pipeline(transaction=True) as pipe:
+            if revocation.sign_out is not None:
+                assert revocation.sub is not None
+                key, seconds = self._keys.signed_out(revocation.sub), math.ceil(self._settings.session_max_age)
+                pipe.set(key, revocation.sign_out.model_dump_json(), ex=seconds)
+            pipe.zadd(self._keys.revoked, {revocation.entry: revocation.until})
+            pipe.zremrangebyscore(self._keys.revoked, "-inf", time.time())
+            pipe.publish(self._keys.revocations, f"{revocation.until}|{revocation.entry}")
+            await pipe.execute()
 
     async def run(self) -> None:
         while True:
@@ -122,25 +172,45 @@ class Revocations:
 
     async def _follow(self) -> None:
         """Subscribes before it loads: what is published in between arrives twice, never not at all."""
-        async with self._redis.client.pubsub() as feed:
+        client = self._redis.client
+        async with client.pubsub() as feed:
             await feed.subscribe(self._keys.revocations)
-            loaded = await self._redis.client.zrangebyscore(self._keys.revoked, time.time(), "+inf", withscores=True)
-            for entry, until in loaded:
-                self._add(Revocation.parse(entry.decode(), float(until)))
+            if await feed.get_message(timeout=PONG_TIMEOUT) is None:
+                raise TimeoutError("the subscription was not confirmed")
+            await self._add_all(
+                client, await client.zrangebyscore(self._keys.revoked, time.time(), "+inf", withscores=True)
+            )
             self.following = True
-            quiet = 0
+            heard = pinged = time.monotonic()
             while True:
-                message = await feed.get_message(ignore_subscribe_messages=True, timeout=1.0)
-                if message is not None and message["type"] == "message":
-                    until_text, _, entry_text = message["data"].decode().partition("|")
-                    self._add(Revocation.parse(entry_text, float(until_text)))
-                    continue
-                quiet += 1
-                if quiet % PING_INTERVAL == 0:
-                    # A dead peer is noticed only by writing to it; the pong is skipped as a non-message.
+                message = await feed.get_message(timeout=PING_INTERVAL)
+                now = time.monotonic()
+                if message is not None:
+                    heard = now
+                    if message["type"] == "message":
+                        until, _, entry = message["data"].partition(b"|")
+                        await self._add_all(client, [(entry, until)])
+                elif now - heard > PONG_TIMEOUT:
+                    # A connection that swallows everything takes writes, too: only an answer proves it.
+                    raise TimeoutError("no pong")
+                if now - pinged >= PING_INTERVAL:
+                    pinged = now
                     await asyncio.wait_for(feed.ping(), timeout=1)
-                    await asyncio.wait_for(self._redis.client.ping(), timeout=1)
                     self._remove_expired()
+
+    async def _add_all(self, client: Any, scored: Sequence[tuple[bytes, Any]]) -> None:
+        """Adds members of the sorted set with their scores. One that cannot be read does not keep the others out."""
+        keys: dict[bytes, str] = {}
+        for entry, _ in scored:
+            if (sub := _sub_of(entry.decode(errors="replace"))) is not None:
+                keys[entry] = self._keys.signed_out(sub)
+        details = dict(zip(keys, await client.mget(list(keys.values())), strict=True)) if keys else {}
+        for entry, until in scored:
+            try:
+                self._add(Revocation.parse(entry.decode(), float(until), details.get(entry)))
+            except Exception:
+                self._failures.inc()
+                log.exception("revocation_failed", entry=repr(entry)[:300])
 
     def _add(self, revocation: Revocation) -> None:
         if self._entries.get(revocation.entry) == revocation:
@@ -157,4 +227,17 @@ class Revocations:
 
 def _entries_of(principal: Principal) -> list[str]:
     """The entries that can cover a caller."""
-    return [Revocation(0, session_id=principal.session_id).entry, Revocation(0, sub=principal.sub).entry]
+    return [f"session:{principal.session_id}", f"user:{principal.sub}"]
+
+
+def _sub_of(entry: str) -> str | None:
+    """The user whose sessions an entry ends, None for the entry of one session."""
+    kind, _, name = entry.partition(":")
+    return name if kind in ("user", "sub") else None
+
+
+def _sessions_of(sign_out: bytes | None) -> frozenset[str]:
+    try:
+        return SignOut.model_validate_json(sign_out or b"").sessions
+    except ValueError:
+        return frozenset()

@@ -2,22 +2,31 @@
 has none."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
+import structlog
 from pydantic import BaseModel, Field
 
 from hw_server.auth.principal import Principal
-from hw_server.auth.revocations import SESSION_LIFETIME, Revocations
+from hw_server.auth.revocations import Revocations
 from hw_server.errors import Unavailable
+from hw_server.observability.metrics import Metrics
 from hw_server.redis import AuthRedis, Keys
+from hw_server.settings import OidcSettings
+
+log = structlog.get_logger()
 
 WRITE_INTERVAL = 0.1  # seconds between two writes of pending sessions
 TOUCH_INTERVAL = 30.0  # seconds between two writes of one session's `last_seen_at`
 MAX_PENDING, MAX_TOUCHED = 10_000, 50_000  # sessions in memory at most: to be written, and written lately
 MAX_LISTED = 200  # sessions of one user
 MAX_USER_AGENT = 300  # characters
+
+
+Pending = tuple[Principal, str | None, str | None]  # with the client's address and its user agent
 
 
 class Session(BaseModel):
@@ -39,12 +48,16 @@ class SessionStore:
 
     name = "sessions"
 
-    def __init__(self, redis: AuthRedis, keys: Keys, revocations: Revocations) -> None:
+    def __init__(
+        self, settings: OidcSettings, redis: AuthRedis, keys: Keys, revocations: Revocations, metrics: Metrics
+    ) -> None:
+        self._lifetime = math.ceil(settings.session_max_age)
         self._redis = redis
         self._keys = keys
+        self._failures = metrics.service_failures.labels(self.name)
         self._revocations = revocations
         self._touched: dict[str, float] = {}
-        self._pending: dict[str, tuple[Principal, str | None, str | None]] = {}
+        self._pending: dict[str, Pending] = {}
 
     def touch(self, principal: Principal, client_ip: str | None, user_agent: str | None) -> None:
         """Notes that a session was seen; written in the background, at most every `TOUCH_INTERVAL` per session."""
@@ -68,20 +81,47 @@ class SessionStore:
         if not self._pending:
             return
         pending, self._pending = self._pending, {}
-
-        async def write(client: Any) -> None:
-            async with client.pipeline(transaction=False) as pipe:
-                for principal, client_ip, user_agent in pending.values():
-                    # A session that was revoked meanwhile must not come back.
-                    if not self._revocations.cover(principal):
-                        self._write(pipe, principal, client_ip, user_agent)
-                await pipe.execute()
-
+        late, sessions = [], []
+        for item in pending.values():
+            # A session that was revoked meanwhile must not come back.
+            revocation = self._revocations.covering(item[0])
+            if revocation is None:
+                sessions.append(item)
+            elif revocation.session_id is None:
+                late.append(item[0].session_id)
         try:
-            await self._redis.run("sessions", write)
+            await self._redis.run("sessions", lambda client: self._write_all(client, sessions))
+            # The end of all of a user's sessions did not know these yet: a refreshed token of theirs would count.
+            for session_id in late:
+                await self._revocations.revoke_session(session_id)
         except Unavailable:
             for session_id in pending:
                 self._touched.pop(session_id, None)
+
+    async def _write_all(self, client: Any, sessions: list[Pending]) -> None:
+        """One session that cannot be written does not keep the others out."""
+        owners: list[str] = []
+        try:
+            async with client.pipeline(transaction=False) as pipe:
+                for principal, client_ip, user_agent in sessions:
+                    self._write(pipe, principal, client_ip, user_agent)
+                    owners += [principal.session_id] * (len(pipe) - len(owners))
+                results = await pipe.execute(raise_on_error=False) if owners else []
+        except ValueError as error:
+            # Nothing was sent: one of them cannot be encoded.
+            if len(sessions) == 1:
+                self._fail(owners[0], error)
+            else:
+                for session in sessions:
+                    await self._write_all(client, [session])
+            return
+        failed = {name: error for name, error in zip(owners, results, strict=True) if isinstance(error, Exception)}
+        for session_id, failure in failed.items():
+            self._fail(session_id, failure)
+
+    def _fail(self, session_id: str, error: Exception) -> None:
+        self._failures.inc()
+        log.error("session_not_written", session=session_id, error=repr(error)[:200])
 
     def _write(self, pipe: Any, principal: Principal, client_ip: str | None, user_agent: str | None) -> None:
         key, of_user = self._keys.session(principal.session_id), self._keys.user_sessions(principal.sub)
@@ -97,10 +137,10 @@ class SessionStore:
         }
         pipe.hset(key, mapping=fields)
         pipe.hsetnx(key, "started_at", now)
-        pipe.expire(key, SESSION_LIFETIME)
-        pipe.zadd(of_user, {principal.session_id: now + SESSION_LIFETIME})
+        pipe.expire(key, self._lifetime)
+        pipe.zadd(of_user, {principal.session_id: now + self._lifetime})
         pipe.zremrangebyscore(of_user, "-inf", now)
-        pipe.expire(of_user, SESSION_LIFETIME)
+        pipe.expire(of_user, self._lifetime)
 
     async def of_user(self, sub: str) -> list[Session]:
         """Sessions of a user that have not ended, newest first, at most `MAX_LISTED`."""
@@ -111,7 +151,9 @@ class SessionStore:
             async with client.pipeline(transaction=False) as pipe:
                 for session_id in ids:
                     pipe.hgetall(self._keys.session(session_id))
-                return list(map(_session, ids, await pipe.execute()))
+                found = await pipe.execute(raise_on_error=False)
+            # One that cannot be read does not hide the others.
+            return [_session(name, item) for name, item in zip(ids, found, strict=True) if isinstance(item, dict)]
 
         return [session for session in await self._redis.run("sessions", read) if session is not None]
 

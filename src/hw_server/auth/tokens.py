@@ -1,5 +1,6 @@
 """Access token verification (RFC 9068, OpenID Connect): local, with cached keys; a verified token is cached until it expires."""
 
+import math
 import time
 from collections import OrderedDict
 from hashlib import sha256
@@ -16,13 +17,14 @@ from jwt.exceptions import (
     PyJWTError,
 )
 
-from hw_server.auth.jwks import SigningKeys
+from hw_server.auth.jwks import SigningKey, SigningKeys
 from hw_server.auth.principal import Principal
 from hw_server.errors import Unauthenticated
 from hw_server.observability.metrics import Metrics
 from hw_server.settings import OidcSettings
 
 MAX_TOKEN_BYTES = 8192
+MAX_CLAIM = 255  # characters of `sub` and of a session's id; a longer name is cut, as nobody is told apart by it
 ACCEPTED = frozenset({"RS256", "ES256"})
 REASONS: tuple[tuple[type[PyJWTError], str], ...] = (
     (ExpiredSignatureError, "expired"),
@@ -50,13 +52,15 @@ class TokenVerifier:
         principal = self._verified.get(sha256(token.encode("utf-8", "surrogatepass")).digest())
         if principal is None or time.time() >= principal.expires_at + self._settings.leeway:
             return None
+        if not self._keys.trusts(principal.key):
+            return None
         self._ok.inc()
         return principal
 
     async def verify(self, token: str) -> Principal:
         """The caller; raises `Unauthenticated`, with one of a bounded number of reasons."""
         try:
-            principal = await self._verify(token)
+            principal = await self._verified_principal(token)
         except Unauthenticated as error:
             self._attempts.labels(error.reason).inc()
             raise
@@ -64,8 +68,11 @@ class TokenVerifier:
         self._cache(token, principal)
         return principal
 
-    async def claims(self, token: str, audience: str, required: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Header and claims of a token signed by the provider for `audience`; raises `Unauthenticated`."""
+    async def claims(
+        self, token: str, audience: str, required: list[str]
+    ) -> tuple[dict[str, Any], dict[str, Any], SigningKey]:
+        """Header, claims and key of a token signed by the provider for `audience`; raises `Unauthenticated`, and `Unavailable`
+        where its key can be neither found nor ruled out."""
         if len(token) > MAX_TOKEN_BYTES:
             raise Unauthenticated("too_long")
         try:
@@ -81,12 +88,12 @@ class TokenVerifier:
         key = await self._keys.find(kid)
         if key is None:
             raise Unauthenticated("unknown_key")
-        if key.algorithm_name != header["alg"]:
+        if key.jwk.algorithm_name != header["alg"]:
             raise Unauthenticated("bad_algorithm")
         try:
             claims = jwt.decode(
                 token,
-                key,
+                key.jwk,
                 algorithms=[header["alg"]],
                 audience=audience,
                 issuer=self._settings.issuer,
@@ -96,29 +103,41 @@ class TokenVerifier:
         except PyJWTError as error:
             reason = next((word for kind, word in REASONS if isinstance(error, kind)), "malformed")
             raise Unauthenticated(reason) from None
-        except (ValueError, RecursionError, TypeError):
+        except (ValueError, RecursionError, TypeError, OverflowError):
             raise Unauthenticated("malformed") from None
-        return header, claims
+        return header, claims, key
 
-    async def _verify(self, token: str) -> Principal:
-        header, claims = await self.claims(token, self._settings.audience, ["exp", "iat", "sub"])
+    async def _verified_principal(self, token: str) -> Principal:
+        header, claims, key = await self.claims(token, self._settings.audience, ["exp", "iat", "sub"])
         if not _is_access_token(header, claims):
             raise Unauthenticated("not_an_access_token")
-        sub = claims["sub"]
-        session_id = claims.get("sid") or claims.get("jti")
+        sub, session_id = claims["sub"], claims.get("sid") or claims.get("jti")
         if not isinstance(sub, str) or not sub or not isinstance(session_id, str) or not session_id:
             raise Unauthenticated("missing_claim")
-        if "\x00" in f"{sub}{session_id}{claims.get(self._settings.username_claim)}":
+        name = claims.get(self._settings.username_claim)
+        username = name if isinstance(name, str) and name else sub
+        client_id = str(claims.get("azp") or claims.get("client_id") or "")
+        roles = self._roles(claims)
+        # A part of a session's id or of a `sub` could be somebody else's.
+        if len(sub) > MAX_CLAIM or len(session_id) > MAX_CLAIM:
             raise Unauthenticated("malformed")
-        username = claims.get(self._settings.username_claim)
+        if not all(map(storable, (sub, session_id, str(claims.get("jti")), username, client_id, *roles))):
+            raise Unauthenticated("malformed")
+        issued_at, expires_at = _seconds(claims["iat"]), _seconds(claims["exp"])
+        if issued_at is None or expires_at is None:
+            raise Unauthenticated("malformed")
+        signed_in = _seconds(claims.get("auth_time"))
         return Principal(
-            sub=sub[:255],
-            username=(username if isinstance(username, str) and username else sub)[:255],
-            roles=self._roles(claims),
-            session_id=session_id[:255],
-            client_id=str(claims.get("azp") or claims.get("client_id") or "")[:255],
-            issued_at=float(claims["iat"]),
-            expires_at=float(claims["exp"]),
+            sub=sub,
+            username=username[:MAX_CLAIM],
+            roles=roles,
+            session_id=session_id,
+            client_id=client_id[:MAX_CLAIM],
+            issued_at=issued_at,
+            expires_at=expires_at,
+            # Some providers say 0 where they do not know.
+            began_at=min(issued_at, signed_in or issued_at),
+            key=key.fingerprint,
         )
 
     def _roles(self, claims: dict[str, Any]) -> frozenset[str]:
@@ -143,3 +162,21 @@ def _is_access_token(header: dict[str, Any], claims: dict[str, Any]) -> bool:
     if str(claims.get("typ", "Bearer")) != "Bearer" or str(claims.get("token_use", "access")) != "access":
         return False
     return "nonce" not in claims and "at_hash" not in claims and "c_hash" not in claims
+
+
+def storable(text: str) -> bool:
+    """Whether PostgreSQL, Redis and JSON can hold it: no NUL, no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in text
+
+
+def _seconds(value: Any) -> float | None:
+    """A time of a claim; None for what is none."""
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return seconds if math.isfinite(seconds) else None

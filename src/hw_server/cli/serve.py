@@ -44,6 +44,9 @@ def serve(
         name: value for name, value in (("workers", workers), ("host", host), ("port", port)) if value is not None
     }
     settings = settings.model_copy(update={"http": settings.http.model_copy(update=chosen)})
+    if settings.database.owner_url is not None:
+        typer.echo("database.owner_url: is for `hw migrate`; a serving process must not hold it", err=True)
+        raise typer.Exit(2)
     if reload and settings.http.workers > 1:
         typer.echo("--reload runs one worker; leave --workers out", err=True)
         raise typer.Exit(2)
@@ -68,6 +71,7 @@ def serve(
 
 def _migrate(settings: Settings) -> None:
     """Applies migrations, waiting while PostgreSQL is away; prints one line and exits with 1 where they fail."""
+    import asyncpg
     from alembic.util import CommandError
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -81,6 +85,8 @@ def _migrate(settings: Settings) -> None:
         except (OSError, SQLAlchemyError, CommandError) as error:
             if time.monotonic() > deadline or not is_transient(error):
                 reason = error.driver_exception if isinstance(error, DBAPIError) else error
+                if isinstance(reason, asyncpg.InsufficientPrivilegeError):
+                    reason = Exception(f"{reason}; run `hw migrate up` as the owner of the tables first")
                 first_line = (str(reason) or type(reason).__name__).splitlines()[0]
                 typer.echo(f"migrations failed: {first_line}", err=True)
                 raise typer.Exit(1) from None

@@ -1,8 +1,11 @@
 """`hw sessions`: who is signed in, and ending it."""
 
 import asyncio
+import getpass
+import os
+import secrets
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -39,6 +42,7 @@ def end(session_id: Annotated[str, typer.Argument(help="The session's id.")]) ->
     if not _with_store(end):
         typer.echo(f"there is no session {session_id}; `hw sessions list` shows them", err=True)
         raise typer.Exit(1)
+    _record("sessions.end", f"sessions/{session_id}")
     typer.echo("ended")
 
 
@@ -54,11 +58,47 @@ def end_user(user: Annotated[str, typer.Argument(help="The user's name or `sub`.
         return subs
 
     for sub in sorted(_with_store(end)):
+        _record("sessions.end_user", f"users/{sub}")
         typer.echo(f"ended all sessions of {sub}")
 
 
 async def _of(store: "SessionStore", user: str | None) -> "list[Session]":
     return [session async for session in store.scan() if user in (None, session.sub, session.username)]
+
+
+def _record(action: str, resource: str) -> None:
+    """The audit row of what an operator did, by the name of the operating system's user; without PostgreSQL it is spooled."""
+    from hw_server.audit.writer import AuditWriter
+    from hw_server.cli.stack import running_environment
+    from hw_server.db import Database
+    from hw_server.errors import Unavailable
+    from hw_server.observability.metrics import Metrics
+    from hw_server.operations import AuditRow
+
+    settings, metrics = settings_or_exit(running_environment()), Metrics()
+    row = AuditRow(
+        datetime.now(UTC), None, _operator(), (), action, resource, "success", "system", secrets.token_hex(8),
+        client_ip=None, status=None, duration_ms=None, error=None,
+    )  # fmt: skip
+
+    async def write() -> None:
+        db = Database(settings.database, metrics)
+        try:
+            await AuditWriter(settings.audit, db, metrics).write(row)
+        finally:
+            await db.stop()
+
+    try:
+        asyncio.run(write())
+    except Unavailable as error:
+        typer.echo(f"{action} of {resource} is not in the audit trail: {error.detail}", err=True)
+
+
+def _operator() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return f"uid {os.getuid()}"
 
 
 def _with_store(work: "Callable[[SessionStore], Awaitable[T]]") -> T:
@@ -72,10 +112,12 @@ def _with_store(work: "Callable[[SessionStore], Awaitable[T]]") -> T:
     settings = settings_or_exit(running_environment())
 
     async def run() -> T:
-        redis = AuthRedis(settings.redis, Metrics())
+        metrics = Metrics()
+        redis = AuthRedis(settings.redis, metrics)
         keys = Keys(settings.redis.key_prefix)
         try:
-            return await work(SessionStore(redis, keys, Revocations(settings.oidc, redis, keys)))
+            revocations = Revocations(settings.oidc, redis, keys, metrics)
+            return await work(SessionStore(settings.oidc, redis, keys, revocations, metrics))
         finally:
             await redis.close()
 

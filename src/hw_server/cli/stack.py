@@ -238,7 +238,7 @@ def running_environment(*, required: bool = True) -> dict[str, str]:
     runs and the environment names no server, exits with 1, unless `required` is False."""
     stack = _saved(Path(os.environ.get("HW_STATE", DEFAULT_STATE)))
     if stack is not None and _any_runs(stack):
-        return _under_own(stack.environment())
+        return _under_own(stack.environment() | _owner(stack))
     if required and not any(name in os.environ or f"{name}_FILE" in os.environ for name in SERVERS):
         typer.echo(
             f"nothing runs; start it with `make up`, or name the servers by {', '.join(SERVERS)}",
@@ -246,6 +246,31 @@ def running_environment(*, required: bool = True) -> dict[str, str]:
         )
         raise typer.Exit(1)
     return dict(os.environ)
+
+
+def _owner(stack: "Stack") -> dict[str, str]:
+    """What migrations need besides; nothing where the caller names a database of its own."""
+    from hw_server.settings import SettingsError, load
+
+    try:
+        used = load(_under_own(stack.environment())).database.url.get_secret_value()
+    except SettingsError:
+        return {}  # for the command itself to say what is wrong
+    owner = stack.owner()
+    [address] = owner.values()
+    return owner if used.rpartition("@")[2] == address.rpartition("@")[2] else {}
+
+
+def _migrate(stack: "Stack") -> None:
+    """As the owner of the tables; the application applies what a database of the caller's own needs."""
+    from hw_server.embedded import EmbeddedError
+
+    if owner := _owner(stack):
+        command = [sys.executable, "-m", "hw_server.cli", "migrate", "up"]
+        environment = _under_own(stack.environment() | owner)
+        told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+        if told.returncode != 0:
+            raise EmbeddedError(f"migrations failed: {told.stderr.strip()[-300:]}")
 
 
 def _under_own(settings: dict[str, str]) -> dict[str, str]:
@@ -270,6 +295,7 @@ def _application(stack: "Stack", workers: int, *, reload: bool, checked: bool = 
         command=[sys.executable, "-m", "hw_server.cli", "serve", "--port", str(stack.ports.app), *options],
         environment=environment,
         ready=lambda: serves(f"http://127.0.0.1:{stack.ports.app}/health"),
+        prepare=lambda: _migrate(stack),
         option="--port",
         started_from=_started_from(environment, options, reload=reload) if checked else {},
     )

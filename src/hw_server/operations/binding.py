@@ -92,7 +92,7 @@ class Binder:
         body = to_json(raw.pop(BODY)) if self._body is not None else b""
         arguments: dict[str, Any] = {}
         problems: list[dict[str, str]] = []
-        if raw:
+        if self._fields or raw:
             try:
                 arguments.update(self._url_params.validate_json(to_json(raw), strict=True).__dict__)
             except ValidationError as error:

@@ -9,13 +9,14 @@ SWEEP_INTERVAL = 0.25  # seconds; how late an end may come
 class Deadline:
     """Raises `TimeoutError` in the task that entered it, once `ends` (the loop's clock) has passed."""
 
-    __slots__ = ("_running", "_task", "ends", "expired")
+    __slots__ = ("_cancelling", "_running", "_task", "ends", "expired")
 
     def __init__(self, ends: float, running: "set[Deadline]") -> None:
         self.ends = ends
         self.expired = False
         self._running = running
         self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task is not None else 0
 
     def __enter__(self) -> None:
         self._running.add(self)
@@ -24,10 +25,11 @@ class Deadline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._running.discard(self)
-        if self.expired and self._task is not None:
-            self._task.uncancel()
-            if kind is asyncio.CancelledError:
-                raise TimeoutError from error
+        if not self.expired or self._task is None:
+            return
+        # As asyncio.timeout does: a cancellation from outside that came together with this one stays a cancellation.
+        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
 
     def expire(self) -> None:
         self.expired = True

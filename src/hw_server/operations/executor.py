@@ -16,6 +16,7 @@ from hw_server.errors import (
     InternalError,
     Timeout,
     Unauthenticated,
+    Unavailable,
 )
 from hw_server.operations.audit import AuditRow, AuditTrail, FailureLimit, action_row
 from hw_server.operations.binding import Binder
@@ -33,6 +34,7 @@ from hw_server.runtime.parts import Parts
 log = structlog.get_logger()
 
 MAX_FIELD = 255  # characters of one field in a row's resource
+UNKNOWN = "the outcome is unknown: the database did not answer the COMMIT; look before you try again"
 
 
 class BoundOperation:
@@ -109,11 +111,13 @@ class Executor:
             self._record_failure(operation, call, arguments, gone)
             raise gone from None
         except TimeoutError:
-            late = Timeout()
+            late = Timeout(UNKNOWN if context.committing else None)
             self._record_failure(operation, call, arguments, late)
             raise late from None
         except DomainError as problem:
             error = self._in_words(problem)
+            if context.committing and isinstance(error, Timeout | Unavailable):
+                error = type(error)(UNKNOWN)
             self._record_failure(operation, call, arguments, error)
             raise error from None
         except Exception as defect:
@@ -160,8 +164,10 @@ class Executor:
             row = _row(operation, context.call, arguments, value)
             if context.events is None or not context.events.buffered:
                 await self._audit.insert(context.connection, row)
+                context.committing = True
                 return answer
             await self._insert_with_events(context.connection, row, context.events)
+            context.committing = True
         self._outbox.committed()
         return answer
 

@@ -26,11 +26,12 @@ class AfterCommit(list[Callable[[], Awaitable[None]]]):
 
 @dataclass(slots=True)
 class Context:
-    """What is at hand while one operation runs."""
+    """What is at hand while one operation runs. `committing` is whether its COMMIT was sent."""
 
     call: Call
     outbox: Outbox
     connection: Connection | None = None
+    committing: bool = False
     after_commit: AfterCommit = field(default_factory=AfterCommit)
     events: Events | None = None
 

@@ -9,11 +9,15 @@ from contextvars import Context
 from ipaddress import IPv6Network
 from typing import Any, NamedTuple
 
+import structlog
+
 from hw_server.errors import RateLimited, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.redis import CacheRedis, Keys
 from hw_server.redis.client import Script
 from hw_server.settings import RateLimitSettings
+
+log = structlog.get_logger()
 
 WINDOW = 60  # seconds
 BATCH = 128
@@ -72,6 +76,9 @@ class Decision(NamedTuple):
     reset: int
 
 
+Pending = tuple[str, int, "asyncio.Future[Decision]"]  # key, limit, and who waits
+
+
 class RateLimiter:
     """Limits by scope (`http`, `ws`, `handshake`, `publish`) and caller. Without Redis a local window counts, or every request is
     refused, as
@@ -90,7 +97,8 @@ class RateLimiter:
         self._hits = metrics.rate_limit_hits
         self._fallback = metrics.rate_limit_fallback
         self._local = LocalWindows()
-        self._pending: list[tuple[str, int, asyncio.Future[Decision]]] = []
+        self._failures = metrics.service_failures.labels("ratelimit")
+        self._pending: list[Pending] = []
         self._flusher: asyncio.Task[None] | None = None
 
     async def check(self, scope: str, who: str) -> Decision:
@@ -133,20 +141,35 @@ class RateLimiter:
                 batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
                 try:
                     rows = await self._redis.run("ratelimit", lambda _, b=batch: _evaluate(self._redis.dedicated, b))  # type: ignore[misc]
+                    decisions = [
+                        Decision(bool(allowed), limit, remaining, math.ceil(wait / 1000))
+                        for (_, limit, _), (allowed, remaining, wait) in zip(
+                            batch, zip(*[iter(rows)] * 3, strict=True), strict=True
+                        )
+                    ]
                 except Unavailable as error:
-                    for _, _, future in batch:
-                        if not future.done():
-                            future.set_exception(error)
+                    _fail(batch, error)
                     continue
-                for index, (_, limit, future) in enumerate(batch):
+                except Exception:
+                    # A defect, and of this batch alone: the others go on.
+                    log.exception("rate_limit_batch_failed", decisions=len(batch))
+                    self._failures.inc()
+                    _fail(batch, Unavailable("rate limits cannot be checked"))
+                    continue
+                for decision, (_, _, future) in zip(decisions, batch, strict=True):
                     if not future.done():
-                        allowed, remaining, wait = rows[index * 3 : index * 3 + 3]
-                        future.set_result(Decision(bool(allowed), limit, remaining, math.ceil(wait / 1000)))
+                        future.set_result(decision)
         finally:
             self._flusher = None
 
 
-async def _evaluate(client: Any, batch: list[tuple[str, int, "asyncio.Future[Decision]"]]) -> Any:
+def _fail(batch: list[Pending], error: Unavailable) -> None:
+    for _, _, future in batch:
+        if not future.done():
+            future.set_exception(error)
+
+
+async def _evaluate(client: Any, batch: list[Pending]) -> Any:
     return await SLIDING_WINDOW.run(
         client, [key for key, _, _ in batch], [WINDOW * 1000, *(limit for _, limit, _ in batch)]
     )

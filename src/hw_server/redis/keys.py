@@ -18,6 +18,10 @@ class Keys:
         """DB 1, sorted set: session ids of a user, by the time they end."""
         return f"{self._prefix}sessions:{sub}"
 
+    def signed_out(self, sub: str) -> str:
+        """DB 1: which sessions the entry `user:<sub>` covers; JSON."""
+        return f"{self._prefix}signed-out:{sub}"
+
     def logout_token(self, jti: str) -> str:
         """DB 1: exists while the logout token with this `jti` is a replay."""
         return f"{self._prefix}logout:{jti}"

@@ -16,6 +16,7 @@ class CloseCode(IntEnum):
     BINARY_FRAME = 1003
     INVALID_DATA = 1007  # a text that is not UTF-8
     MESSAGE_TOO_BIG = 1009
+    TRY_AGAIN_LATER = 1013  # what the sign-in needs is out of reach
     UNAUTHENTICATED = 4401  # no sign-in in time, or a bad token
     TOKEN_EXPIRED = 4402
     SESSION_REVOKED = 4403

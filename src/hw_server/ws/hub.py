@@ -82,6 +82,12 @@ class Hub:
             if connection.principal is not None and revocation.covers(connection.principal):
                 connection.close(CloseCode.SESSION_REVOKED)
 
+    def on_keys_withdrawn(self, fingerprints: Collection[str]) -> None:
+        """Closes the sockets whose tokens these keys had signed."""
+        for connection in list(self.connections):
+            if connection.principal is not None and connection.principal.key in fingerprints:
+                connection.close(CloseCode.UNAUTHENTICATED)
+
     async def run(self) -> None:
         renewed = time.monotonic()
         while True:

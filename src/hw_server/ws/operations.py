@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hw_server.auth import Principal
-from hw_server.errors import Conflict, DomainError, RateLimited
+from hw_server.errors import Conflict, DomainError, RateLimited, Unavailable
 from hw_server.operations import SIGNED_IN, Call, Feature, Operations, Provided, Socket
 from hw_server.ws.codes import CloseCode
 from hw_server.ws.connection import WebSocketConnection
@@ -36,13 +36,13 @@ class SignedIn(BaseModel):
 async def authenticate(
     body: TokenParams, call: Call, socket: Socket[WebSocketConnection], sign_in: Provided[SignIn]
 ) -> SignedIn:
-    """Sign the socket in. A bad token, or a socket too many, closes it."""
+    """Sign the socket in. A bad token, a socket too many, or a provider out of reach closes it."""
     try:
         call.caller = await sign_in.by_token(socket, body.token)
     except Conflict:
         raise
     except DomainError as error:
-        code = CloseCode.FLOODING if isinstance(error, RateLimited) else CloseCode.UNAUTHENTICATED
+        code = _close_code(error)
         assert call.after_response is not None
         call.after_response.append(lambda: socket.close(code))
         raise
@@ -67,6 +67,15 @@ async def discover(openrpc: Provided[OpenRpc]) -> dict[str, Any]:
 async def ping() -> Literal["pong"]:
     """Check that the socket works."""
     return "pong"
+
+
+def _close_code(error: DomainError) -> CloseCode:
+    match error:
+        case RateLimited():
+            return CloseCode.FLOODING
+        case Unavailable():
+            return CloseCode.TRY_AGAIN_LATER
+    return CloseCode.UNAUTHENTICATED
 
 
 def _signed_in(call: Call, principal: Principal) -> SignedIn:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from hw_server.auth import Principal
 from hw_server.auth.authentication import Authentication
-from hw_server.errors import ClientDisconnected, Conflict
+from hw_server.errors import ClientDisconnected, Conflict, DomainError
 from hw_server.ratelimit import ConnectionLimiter
 from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.hub import Hub
@@ -29,7 +29,8 @@ class SignIn:
         return principal
 
     async def accept(self, connection: WebSocketConnection, principal: Principal) -> None:
-        """Signs an authenticated caller in. Raises `RateLimited` for a socket too many, or `Unavailable`."""
+        """Signs an authenticated caller in. Raises `RateLimited` for a socket too many, `Unauthenticated` for a session revoked
+        since, or `Unavailable`."""
         if connection.principal is not None:
             raise Conflict("the socket is signed in; use session.refresh")
         if connection.signing_in:
@@ -37,12 +38,17 @@ class SignIn:
         connection.signing_in = True
         try:
             await self._limiter.acquire(principal.sub, connection.id)
+            try:
+                # Revoked since its token was verified: the hub, which closes revoked sockets, did not know this one yet.
+                await self._authentication.recheck(principal)
+                if not connection.open:
+                    # The hub may have let go of it before there was a lease to give back.
+                    raise ClientDisconnected
+            except DomainError:
+                await self._limiter.release(connection.id)
+                raise
         finally:
             connection.signing_in = False
-        if not connection.open:
-            # The hub may have let go of it before there was a lease to give back.
-            await self._limiter.release(connection.id)
-            raise ClientDisconnected
         connection.principal, connection.warned = principal, False
         self._hub.signed_in(connection)
 
