@@ -246,10 +246,11 @@ async def test_a_feed_that_is_swallowed_is_broken(
     token = provider.token()
     with behind_a_proxy(serve, stack, provider) as (running, proxy):
         assert await status(running, token) == 200
+        await until(lambda: [line for line in running.log() if line["event"] == "revocation_feed_followed"])
         proxy.swallow()
         async with guarded.client(token) as elsewhere:
             await elsewhere.delete(f"/api/sessions/{(await elsewhere.get('/api/me')).json()['session_id']}")
-        await until(lambda: feed_breaks(running), seconds=8)
+        await until(lambda: feed_breaks(running))
         await until(lambda: refused(running, token))
 
 

@@ -181,6 +181,7 @@ class Revocations:
                 client, await client.zrangebyscore(self._keys.revoked, time.time(), "+inf", withscores=True)
             )
             self.following = True
+            log.info("revocation_feed_followed", revocations=len(self._entries))
             heard = pinged = time.monotonic()
             while True:
                 message = await feed.get_message(timeout=PING_INTERVAL)
