@@ -69,7 +69,7 @@ moved:
 	@echo "  this folder was moved or copied"
 	@rm -rf .venv
 
-.venv/complete: requirements/dev.txt pyproject.toml $(MOVED)
+.venv/complete: requirements/dev.txt pyproject.toml clients/python/pyproject.toml $(MOVED)
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is missing: apt-get install python3, or set PYTHON=..."; exit 1; }
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "$(PYTHON) has no pip: apt-get install python3-pip"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; set PYTHON=..."; exit 1; }
@@ -79,7 +79,7 @@ moved:
 	run() { setsid "$$@" & wait $$!; }; \
 	install() { run $(PYTHON) -m pip --python $(BIN)/python install -q --disable-pip-version-check "$$@"; }; \
 	run $(PYTHON) -m venv --without-pip .venv && install --require-hashes -r requirements/dev.txt && \
-	install --no-deps --no-build-isolation -e . && touch $@
+	install --no-deps --no-build-isolation -e . -e clients/python && touch $@
 	@echo "  the Python environment is ready"
 
 -include docker/stack.mk
