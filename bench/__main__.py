@@ -26,12 +26,14 @@ from rich.console import Console
 from rich.table import Table
 from tests.notes import environment as notes
 
-from bench import floods, limiters, pools
+from bench import fanout, floods, limiters, pools
 from hw_server.embedded import Ports, Stack
 
-PARTS = ("http", "ws", "post", "memory", "audit", "limiter", "pool", "flood")
+PARTS = ("http", "ws", "post", "memory", "audit", "limiter", "pool", "flood", "fanout")
 TICKS = os.sysconf("SC_CLK_TCK")
 SOCKETS = 2000
+FANOUT = 5000
+ROUNDS = 30  # events of one round of the fan-out
 BENCH = Path(__file__).parent
 PROJECT = BENCH.parent
 
@@ -234,6 +236,39 @@ class Bench:
             if holder.stdout is not None:
                 holder.stdout.close()
 
+    def measure_fanout(self) -> None:
+        say(f"fan-out to {FANOUT} subscribed sockets")
+        settings = {
+            "HW_FEATURES": "bench.fanout:FEATURES", "HW_RATELIMIT__HANDSHAKES_PER_MINUTE": "100000000",
+            "HW_RATELIMIT__SOCKETS_PER_USER": "100000",
+        }  # fmt: skip
+        found: dict[str, list[Figure]] = {"write": [], "publish": [], "publish?times=4": []}
+        with self.ours(**settings) as ours:
+            command = [sys.executable, "-m", "bench.fanout", f"{self.url}/web", self.token, str(FANOUT)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+                assert holder.stdout is not None
+                try:
+                    holder.stdout.readline()  # open
+                    holder.stdout.readline()  # all have the answer to their subscription
+                    for _ in range(self.rounds + 1):
+                        for path, figures in found.items():
+                            times = 4 if "4" in path else 1
+                            before, started = cpu_seconds(ours.pid), time.perf_counter()
+                            fanout.rounds(self.url, self.token, path, ROUNDS, holder.stdout)
+                            deliveries = ROUNDS * FANOUT * times
+                            rate = deliveries / (time.perf_counter() - started)
+                            figures.append(Figure(rate, (cpu_seconds(ours.pid) - before) / deliveries * 1e6))
+                finally:
+                    holder.terminate()
+        warm = {path: figures[1:] for path, figures in found.items()}
+        self.report.ratio(
+            f"an event to {FANOUT} sockets / one ready frame to as many",
+            warm["write"], warm["publish"], "0.85 CPU (aim 0.95)",
+        )  # fmt: skip
+        self.report.ratio(
+            "the same with 4 events at once / with 1", warm["publish"], warm["publish?times=4"], "1.3 CPU (aim 1.8)"
+        )
+
     def measure_audit(self) -> None:
         say("the same GET while audit rows cannot be written and PostgreSQL is slow")
         with self.ours(HW_AUDIT__QUEUE_SIZE="50") as ours:
@@ -324,7 +359,7 @@ def main(
         typer.echo("wrk is missing: apt-get install wrk", err=True)
         raise typer.Exit(1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 3 * SOCKETS)), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 3 * FANOUT)), hard))
     report = Report()
     with ExitStack() as ended:
         folder = Path(tempfile.mkdtemp(prefix="hw-bench-"))
@@ -341,7 +376,7 @@ def main(
             bench.measure_requests(parts)
         measures: dict[str, Callable[[], None]] = {
             "memory": bench.measure_memory, "audit": bench.measure_audit, "limiter": bench.measure_limiter,
-            "pool": bench.measure_pool, "flood": bench.measure_floods,
+            "pool": bench.measure_pool, "flood": bench.measure_floods, "fanout": bench.measure_fanout,
         }  # fmt: skip
         for name, measure in measures.items():
             if name in parts:

@@ -75,7 +75,8 @@ class Client(asyncio.Protocol):
         return data[position:]
 
 
-async def main(url: str, token: str, sockets: int, depth: int, seconds: float) -> None:
+async def connect(url: str, token: str, sockets: int, depth: int, kind: "type[Client] | None" = None) -> "list[Client]":
+    """So many open sockets."""
     parts = urlsplit(url)
     clients = []
     for _ in range(sockets):
@@ -88,10 +89,17 @@ async def main(url: str, token: str, sockets: int, depth: int, seconds: float) -
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         handshake = ("\r\n".join(lines) + "\r\n\r\n").encode()
         _, client = await asyncio.get_running_loop().create_connection(
-            lambda handshake=handshake, opened=opened: Client(handshake, depth, opened), parts.hostname, parts.port
+            lambda handshake=handshake, opened=opened: (kind or Client)(handshake, depth, opened),
+            parts.hostname,
+            parts.port,
         )  # type: ignore[misc]
         await asyncio.wait_for(opened, 20)
         clients.append(client)
+    return clients
+
+
+async def main(url: str, token: str, sockets: int, depth: int, seconds: float) -> None:
+    clients = await connect(url, token, sockets, depth)
     if depth:
         for client in clients:
             client.begin()

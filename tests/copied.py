@@ -4,10 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hw_server.cli.project import Project
+from hw_server.embedded import Stack
 from tests.conftest import PROJECT
 
 IGNORED = shutil.ignore_patterns(".git", ".venv", ".hw", "__pycache__", ".pytest_cache", "*.egg-info")
@@ -80,6 +81,10 @@ class Copy:
         result = self.run(f"hw {command}", *more)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
+
+    def migrate(self, stack: Stack) -> None:
+        """The copy's migrations, as the owner of the stack's tables."""
+        replace(self, settings={**self.settings, **stack.environment(), **stack.owner()}).hw("migrate up")
 
     def refused(self, command: str, *more: str) -> str:
         """The one line that a command fails with."""

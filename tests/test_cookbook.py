@@ -84,6 +84,7 @@ def library(
     cooked: Copy, own_stack: Stack, provider: Provider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("log")
+    cooked.migrate(own_stack)
     with price_service() as prices:
         own = {"PYTHONPATH": cooked.path, "HW_FEATURES": "hw_server.features:FEATURES", "LIBRARY_PRICES_URL": prices}
         spill = {"HW_HTTP__PORT": str(free_port()), "HW_AUDIT__SPILL_DIR": str(folder)}

@@ -42,6 +42,7 @@ def copy(tmp_path: Path) -> Path:
     (tmp_path / "docker").mkdir()
     shutil.copy(PROJECT / "docker/stack.mk", tmp_path / "docker")
     shutil.copytree(PROJECT / "requirements", tmp_path / "requirements")
+    shutil.copytree(PROJECT / "clients", tmp_path / "clients")
     return tmp_path
 
 

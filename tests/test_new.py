@@ -42,6 +42,7 @@ def own_stack() -> Iterator[Stack]:
 
 
 def serving(copy: Copy, stack: Stack, provider: Provider, folder: Path) -> AbstractContextManager[Running]:
+    copy.migrate(stack)
     own = {"HW_HTTP__PORT": str(free_port()), "HW_AUDIT__SPILL_DIR": str(folder), "PYTHONPATH": copy.path}
     return run_server({**stack.environment(), **own, **FEATURES, **provider.settings()}, folder)
 

@@ -38,7 +38,7 @@ def serve(
     from hw_server.observability import logging
     from hw_server.server import Workers, listen, run_worker
 
-    environment = running_environment(required=False)
+    environment = running_environment(required=False, owner=False)
     settings = settings_or_exit(environment)
     chosen = {
         name: value for name, value in (("workers", workers), ("host", host), ("port", port)) if value is not None

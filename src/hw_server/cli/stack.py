@@ -233,12 +233,13 @@ def clean(
     typer.echo("removed")
 
 
-def running_environment(*, required: bool = True) -> dict[str, str]:
-    """The settings of the application of a native stack that runs, under those of the caller's own environment. Where none
-    runs and the environment names no server, exits with 1, unless `required` is False."""
+def running_environment(*, required: bool = True, owner: bool = True) -> dict[str, str]:
+    """The settings of the application of a native stack that runs, under those of the caller's own environment; with those of
+    the tables' owner, unless `owner` is False. Where none runs and the environment names no server, exits with 1, unless
+    `required` is False."""
     stack = _saved(Path(os.environ.get("HW_STATE", DEFAULT_STATE)))
     if stack is not None and _any_runs(stack):
-        return _under_own(stack.environment() | _owner(stack))
+        return _under_own(stack.environment() | (_owner(stack) if owner else {}))
     if required and not any(name in os.environ or f"{name}_FILE" in os.environ for name in SERVERS):
         typer.echo(
             f"nothing runs; start it with `make up`, or name the servers by {', '.join(SERVERS)}",
