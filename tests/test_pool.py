@@ -48,7 +48,9 @@ async def test_a_served_connection_is_replaced_after_its_age(
 
         async def backends() -> set[int]:
             ports = [connection.laddr.port for connection in process.net_connections() if connection.raddr]
-            rows = await database.fetch("SELECT pid FROM pg_stat_activity WHERE client_port = ANY($1)", ports)
+            rows = await database.fetch(
+                "SELECT pid FROM pg_stat_activity WHERE client_port = ANY($1) AND application_name = 'hw-server'", ports
+            )
             return {row["pid"] for row in rows}
 
         async with running.client(token("alice")) as client:

@@ -113,10 +113,11 @@ async def test_a_body_is_read_for_those_who_may_send_it(filing: Running, token: 
         assert (await nobody.patch("/api/files/x")).status_code == 405
 
 
-async def test_strangers_write_no_rows_where_no_limit_counts_them(filing: Running, token: Token) -> None:
+async def test_a_refusal_of_an_exempt_route_is_recorded_once_by_the_route_itself(filing: Running, token: Token) -> None:
     async with filing.client() as nobody, filing.client(token("dave")) as dave:
         refused = await nobody.post("/api/auth/backchannel-logout", data={"logout_token": "x"})
         assert refused.status_code == 400
         assert await rows(filing, token, await nobody.get("/api/files/none"))  # later in the same queue
         query = {"request_id": refused.headers["x-request-id"]}
-        assert (await dave.get("/api/audit-logs", params=query)).json()["items"] == []
+        [row] = (await dave.get("/api/audit-logs", params=query)).json()["items"]
+    assert (row["action"], row["status"]) == ("sessions.backchannel_logout", 400)
