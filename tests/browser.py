@@ -42,9 +42,17 @@ def open_console(browser: Browser, url: str, user: str) -> Page:
 
 
 def ask(page: Page, method: str, params: str = "{}") -> str:
-    """Calls `method` on the console and gives back what the log shows of the answer."""
+    """Calls `method` on the console and gives back what stands beside the editor."""
     page.check(f"input[value='{method}']", force=True)
     page.fill("#params", params)
     page.click("#clear")
     page.press("#params", "Control+Enter")
-    return page.locator("#log li:is(.in, .error)", has_text=method).first.inner_text()
+    page.locator("#log li:is(.in, .error)", has_text=method).first.wait_for()
+    return page.locator("#result").inner_text()
+
+
+def subscribe(page: Page, topic: str) -> None:
+    """Subscribes on the console, and waits until it stands in the list."""
+    page.fill("#topic", topic)
+    page.press("#topic", "Enter")
+    page.locator("#subscriptions li", has_text=topic).wait_for()

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from tests.browser import ask, open_console
+from tests.browser import ask, open_console, subscribe
 from tests.conftest import Running, Serve, free_port
 from tests.provider import Provider
+
+ROOMS = {"HW_FEATURES": "tests.rooms:FEATURES"}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,15 @@ def own() -> Iterator[Provider]:
 def trusting(serve: Serve, own: Provider) -> Iterator[Running]:
     port = str(free_port())
     with serve(**own.settings(), HW_HTTP__PORT=port, HW_HTTP__PUBLIC_URL=f"http://127.0.0.1:{port}") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def rooms(serve: Serve, own: Provider) -> Iterator[Running]:
+    port = str(free_port())
+    with serve(
+        **ROOMS, **own.settings(), HW_HTTP__PORT=port, HW_HTTP__PUBLIC_URL=f"http://127.0.0.1:{port}"
+    ) as running:
         yield running
 
 
@@ -188,3 +199,106 @@ def test_connects_again_after_a_restart(serve: Serve, own: Provider, browser: Br
     with serve(**settings):
         expect(page.locator("#state")).to_have_text("Connected", timeout=40_000)
         assert '"username": "ann"' in ask(page, "me.get")
+
+
+def signed_in(browser: Browser, running: Running) -> Page:
+    """The console, where the provider lets everybody in without asking."""
+    page = browser.new_page()
+    page.goto(running.url)
+    page.click("#sign-in")
+    page.wait_for_selector("#methods label")
+    return page
+
+
+def say(running: Running, own: Provider, text: str, times: int = 1) -> None:
+    headers = {"Authorization": f"Bearer {own.token()}"}
+    query = {"times": str(times)}
+    httpx.post(
+        f"{running.url}/api/rooms/7/words", json={"text": text}, params=query, headers=headers
+    ).raise_for_status()
+
+
+def test_events_are_shown_as_they_come(rooms: Running, own: Provider, browser: Browser) -> None:
+    page = signed_in(browser, rooms)
+    expect(page.locator("#declared-topics option[value='rooms/{id}']")).to_have_count(1)
+    subscribe(page, "rooms/7")
+    start = offset(page)
+    say(rooms, own, "hello")
+    expect(page.locator("#log li.event")).to_contain_text('{"text":"hello","by":"ann"}')
+    expect(page.locator("#subscriptions span")).to_have_text(f"1 event, offset {start + 1}")
+    page.click("#subscriptions button")
+    expect(page.locator("#subscriptions li")).to_have_count(0)
+    say(rooms, own, "unheard")
+    ask(page, "ping")
+    expect(page.locator("#log li.event")).to_have_count(0)
+
+
+def offset(page: Page) -> int:
+    return int(re.findall(r"offset (\d+)", page.locator("#subscriptions li").inner_text())[0])
+
+
+def test_a_topic_that_is_refused_is_told(rooms: Running, browser: Browser) -> None:
+    page = signed_in(browser, rooms)
+    for topic, told in (("rooms/{id}", "in the place of {id}"), ("nothing", "no topic"), ("rooms/1001", "may not")):
+        page.fill("#topic", topic)
+        page.click("#subscribe button")
+        expect(page.locator("#topic-problem")).to_contain_text(told)
+    expect(page.locator("#subscriptions li")).to_have_count(0)
+
+
+def test_missed_events_come_back_after_a_restart(serve: Serve, own: Provider, rooms: Running, browser: Browser) -> None:
+    port = str(free_port())
+    settings = {**ROOMS, **own.settings(), "HW_HTTP__PORT": port, "HW_HTTP__PUBLIC_URL": f"http://127.0.0.1:{port}"}
+    with serve(**settings) as running:
+        page = signed_in(browser, running)
+        subscribe(page, "rooms/7")
+    expect(page.locator("#state")).to_contain_text("Reconnecting")
+    expect(page.locator("#subscriptions em")).to_have_text("away")
+    say(rooms, own, "missed", times=3)
+    page.click("#reconnect")  # too early: it goes on trying
+    with serve(**settings) as running:
+        expect(page.locator("#subscriptions em")).to_have_text("recovered", timeout=40_000)
+        expect(page.locator("#subscriptions span")).to_contain_text("3 events")
+        expect(page.locator("#log li.notice", has_text="recovered")).to_contain_text("3 missed events")
+        say(running, own, "after")
+        expect(page.locator("#log li.event code")).to_contain_text(["after", "missed 2", "missed 1", "missed 0"])
+
+
+def test_methods_are_grouped_and_filtered(rooms: Running, browser: Browser) -> None:
+    page = signed_in(browser, rooms)
+    notes = page.get_by_role("group", name="notes", exact=True)
+    expect(notes.locator("input[value='notes.list']")).to_have_count(1)
+    page.keyboard.press("/")
+    page.keyboard.type("create a note notes:write what")
+    expect(page.locator("#methods label:visible strong")).to_have_text(["notes.announce"])
+    expect(page.locator("#methods h3:visible")).to_have_text(["notes"])
+    expect(page.locator("#shown")).to_have_text(re.compile(r"1 of \d+"))
+    page.fill("#filter", "no such method")
+    expect(page.locator("#methods label:visible")).to_have_count(0)
+
+
+def test_everything_is_reached_by_keyboard(rooms: Running, browser: Browser) -> None:
+    page = signed_in(browser, rooms)
+    for name, target in (("Methods", "filter"), ("Params", "params"), ("Answer", "answer"), ("Topics", "topic"),
+                         ("Log", "log")):  # fmt: skip
+        page.get_by_role("navigation", name="Skip").get_by_role("link", name=name).press("Enter")
+        assert page.evaluate("document.activeElement.id") == target
+    expect(page.get_by_role("log", name="Log")).to_have_attribute("aria-live", "polite")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#log li").first.locator("pre")).to_be_visible()
+    assert {"Methods", "Answer", "Topics", "Log"} == set(page.locator("section:visible h2").all_inner_texts())
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_answer_and_the_state_stay_in_view(rooms: Running, browser: Browser, width: int, height: int) -> None:
+    page = signed_in(browser, rooms)
+    page.set_viewport_size({"width": width, "height": height})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    boxes = [page.locator(name).bounding_box() for name in ("#params", "#answer")]
+    assert boxes[0] is not None
+    assert boxes[1] is not None
+    beside = boxes[1]["x"] > boxes[0]["x"] + boxes[0]["width"]
+    assert beside == (width > 1000)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    expect(page.locator("#state")).to_be_in_viewport()

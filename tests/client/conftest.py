@@ -1,6 +1,5 @@
 """Two servers with rooms that share their topics, and the client."""
 
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
@@ -9,8 +8,8 @@ import pytest
 from hw_client import Backoff, Client
 from tests.conftest import Running, Serve
 
-# All servers of these tests share their topics: they relay the events of one database.
-ROOMS = {"HW_FEATURES": "tests.rooms:FEATURES", "HW_REDIS__KEY_PREFIX": f"{uuid.uuid4().hex}:"}
+# Without a key prefix of their own: all servers of a test run relay the events of one database, and so to one Redis.
+ROOMS = {"HW_FEATURES": "tests.rooms:FEATURES"}
 QUICK = Backoff(first=0.05, longest=0.5)
 
 

@@ -143,8 +143,7 @@ async def test_a_history_that_is_gone_is_told(
 async def forget(stack: Stack, number: int) -> None:
     """Redis without what it keeps of a room."""
     async with redis.asyncio.Redis.from_url(stack.environment()["HW_REDIS__URL"]) as client:
-        pattern = f"{ROOMS['HW_REDIS__KEY_PREFIX']}*rooms*{number}*"
-        keys = [key async for key in client.scan_iter(pattern)]
+        keys = [key async for key in client.scan_iter(f"*topic:*:rooms%2F{number}")]
         assert keys
         await client.delete(*keys)
 
@@ -241,3 +240,22 @@ async def test_messages_of_a_stream_are_told_apart_wherever_they_are_cut() -> No
 
         found = [tuple(message) async for message in parse(pieces())]
         assert found == [("1", "topic.event", "a\u2028b\nc"), ("2", "", ""), ("2", "", "d")]
+
+
+async def test_what_many_topics_missed_comes_back_together(
+    serve: Serve, token: Token, speaker: httpx.AsyncClient
+) -> None:
+    settings = {**ROOMS, "HW_HTTP__PORT": str(free_port())}
+    numbers = [room(), 501, 502, 503]
+    client = Client(f"http://127.0.0.1:{settings['HW_HTTP__PORT']}", token("bob"), backoff=QUICK, trust_env=False)
+    with serve(**settings) as running:
+        await client.__aenter__()
+        subscriptions = [await client.subscribe(f"rooms/{number}").__aenter__() for number in numbers]
+        running.process.kill()
+        await until(lambda: not client.connected)
+    for number in numbers:
+        await say(speaker, number, "x" * 20_000, times=20)  # together more than a socket's buffer
+    with serve(**settings):
+        for subscription in subscriptions:
+            assert await texts(subscription, 20) == [f"{'x' * 20_000} {index}" for index in range(20)]
+        await client.close()

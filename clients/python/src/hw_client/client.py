@@ -1,6 +1,7 @@
 """The client: one connection that is made again when it breaks, with the subscriptions that it carries."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -79,6 +80,8 @@ class Client:
         self._subscriptions: dict[str, Subscription[Any]] = {}
         # Subscribing to a topic and leaving it take turns: the server runs the calls of a socket concurrently.
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # One at a time: what many topics missed, sent at once, is more than the server buffers for a socket.
+        self._recovering = asyncio.Lock()
         self._listeners: dict[str, list[Listener]] = {}
         self._readers: list[_Notifications] = []
 
@@ -363,14 +366,18 @@ class Client:
     async def _subscribe(self, subscription: Subscription[Any], connection: Connection) -> None:
         """Subscribes on this connection, from the last event that came. What passes is tried again."""
         for failures in itertools.count():
-            params: dict[str, Any] = {"topic": subscription.topic}
-            if (at := subscription.received) is not None:
-                params["recover"] = {"epoch": at.epoch, "offset": at.offset}
             try:
-                async with self._turn(subscription.topic), asyncio.timeout(self._timeout):
+                async with (
+                    self._turn(subscription.topic),
+                    self._recovering if subscription.received else contextlib.nullcontext(),
+                ):
                     if subscription.ended or connection is not self._connection:
                         return
-                    await connection.call("topic.subscribe", params, subscription.answered)
+                    params: dict[str, Any] = {"topic": subscription.topic}
+                    if (at := subscription.received) is not None:
+                        params["recover"] = {"epoch": at.epoch, "offset": at.offset}
+                    async with asyncio.timeout(self._timeout):
+                        await connection.call("topic.subscribe", params, subscription.answered)
                 if subscription.started is not None and not subscription.started.done():
                     subscription.started.set_result(None)
                 return

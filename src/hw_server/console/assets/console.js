@@ -1,4 +1,4 @@
-// Sign-in by authorization code with PKCE, one socket, calls and a log. Tokens are in memory only: a reload forgets them.
+// Sign-in by authorization code with PKCE, one socket, calls, topics and a log. Tokens are in memory only: a reload forgets them.
 // What comes from a server is put in as text; the page's policy (trusted types) refuses anything else.
 
 const LOG_ENTRIES = 200;
@@ -10,6 +10,9 @@ const UNAUTHENTICATED = 4401;
 const TOKEN_EXPIRED = 4402;
 const SESSION_REVOKED = 4403;
 const UNAVAILABLE = -32053;
+const RATE_LIMITED = -32029;
+// Of the server's own codes, these say not to connect again unchanged.
+const endsForGood = (code) => code >= 4400 && code < 4500;
 
 const find = (id) => document.getElementById(id);
 
@@ -122,8 +125,13 @@ function leave(message) {
   clearTimeout(timer);
   socket?.close(1000);
   waiting.clear();
-  find("log").replaceChildren();
+  subscriptions.clear();
+  find("entries").replaceChildren();
   find("methods").replaceChildren();
+  find("subscriptions").replaceChildren();
+  find("declared-topics").replaceChildren();
+  find("filter").value = find("topic").value = "";
+  answer("", "The answer of the next call stands here.");
   listed = chosen = undefined;
   drafts.clear();
   show(message);
@@ -132,7 +140,7 @@ function leave(message) {
 function show(message = "") {
   const signedIn = tokens !== null;
   find("welcome").hidden = signedIn;
-  find("workbench").hidden = find("account").hidden = !signedIn;
+  for (const name of ["workbench", "account", "bar", "skip"]) find(name).hidden = !signedIn;
   find("message").hidden = message === "";
   find("message").textContent = message;
 }
@@ -145,15 +153,19 @@ let attempts = 0; // to connect, since the last sign-in of a socket
 let refusal; // the error code that the last sign-in of a socket got
 let lastId = 0;
 let roles = [];
-const waiting = new Map(); // id -> { method, started, quiet, resolve, reject }
+let drainDelay = 0; // seconds to wait before the next attempt, as the server said when it began to drain
+const waiting = new Map(); // id -> { method, params, started, quiet, resolve, reject }
 
 function state(name, text) {
   find("state").dataset.state = name;
   find("state").textContent = text;
+  find("reconnect").hidden = socket !== null || name === "connected";
 }
 
 async function connect() {
+  clearTimeout(timer);
   state("waiting", "Connecting");
+  find("reconnect").hidden = true;
   try {
     if (tokens.refresh_token && Date.now() > tokens.expires - 5000) await renew();
   } catch (error) {
@@ -187,6 +199,8 @@ async function authenticate() {
   find("user").textContent = session.username;
   find("roles").textContent = roles.join(", ") || "no roles";
   state("connected", "Connected");
+  for (const topic of [...subscriptions.keys()]) recover(topic);
+  listTopics();
   const document = await call("rpc.discover", {}, true).catch(() => undefined); // the error is in the log
   if (document !== undefined) listMethods(document.methods);
 }
@@ -197,6 +211,8 @@ function closed({ code, reason }) {
   for (const { reject } of waiting.values()) reject(new Error("the socket closed"));
   waiting.clear();
   if (tokens === null) return;
+  for (const subscription of subscriptions.values()) subscription.state = "away";
+  drawSubscriptions();
   enter("error", "socket closed", { note: why });
   if (code === SESSION_REVOKED) {
     leave(`The session was ended (${why}). Sign in again.`);
@@ -208,47 +224,188 @@ function closed({ code, reason }) {
       return;
     }
     tokens.expires = 0; // so that a new one is fetched before the next attempt
+  } else if (endsForGood(code)) {
+    state("ended", `Not connected (${why})`);
+    return;
   }
   const elsewhere = code === 1006 && location.origin !== own.origin;
   reconnect(elsewhere ? `${why}; sockets are opened from pages of ${own.origin}` : why);
 }
 
 function reconnect(why) {
-  const delay = DELAYS[Math.min(attempts, DELAYS.length - 1)];
+  // Half of the delay is random, so that the pages of many people do not come back at the same moment.
+  const delay = drainDelay + DELAYS[Math.min(attempts, DELAYS.length - 1)] * (0.5 + Math.random() / 2);
+  drainDelay = 0;
   attempts += 1;
-  state("waiting", `Reconnecting in ${delay} s (${why})`);
+  state("waiting", `Reconnecting in ${Math.ceil(delay)} s (${why})`);
   timer = setTimeout(connect, delay * 1000);
 }
 
-// Rejects with the error object of the answer; every answer is in the log. `quiet` entries are folded.
+// Rejects with the error object of the answer; every answer is in the log. `quiet` ones stand nowhere else.
 function call(method, params, quiet = false) {
   lastId += 1;
   const id = lastId;
   const shown = "token" in params ? { ...params, token: "(not shown)" } : params;
   enter("out", method, { id, preview: JSON.stringify(shown), body: shown, folded: true });
   return new Promise((resolve, reject) => {
-    waiting.set(id, { method, started: performance.now(), quiet, resolve, reject });
+    waiting.set(id, { method, params, started: performance.now(), quiet, resolve, reject });
     socket.send(JSON.stringify({ jsonrpc: "2.0", id, method, params }));
   });
 }
 
 function receive(message) {
   if (message.method !== undefined) {
-    enter("notice", message.method, { body: message.params });
-    if (message.method === "session.expiring") prolong();
+    notified(message.method, message.params);
     return;
   }
-  const { method, started, quiet, resolve, reject } = waiting.get(message.id) ?? {};
+  const { method, params, started, quiet, resolve, reject } = waiting.get(message.id) ?? {};
   waiting.delete(message.id);
   const note = started === undefined ? "" : `${Math.round(performance.now() - started)} ms`;
   if (message.error !== undefined) {
     const { code, data } = message.error;
-    enter("error", method ?? "error", { id: message.id, note: `${code} ${data?.code ?? ""} ${note}`, body: message.error });
+    const told = `${code} ${data?.code ?? ""} ${note}`;
+    const preview = data?.detail ?? message.error.message;
+    enter("error", method ?? "error", { id: message.id, note: told, preview, body: message.error, folded: true });
+    if (!quiet) answer(`${method ?? ""} ${told}`, pretty(message.error), "error");
     reject?.(message.error);
   } else {
-    enter("in", method ?? "answer", { id: message.id, note, body: message.result, folded: quiet });
+    enter("in", method ?? "answer", { id: message.id, note, body: message.result, folded: true });
+    if (!quiet) answer(`${method ?? ""} ${note}`, pretty(message.result), "good");
+    // Before what the server sends next is read: events follow the answer.
+    if (method === "topic.subscribe") subscribed(params, message.result);
+    if (method === "topic.unsubscribe") unsubscribed(params.topic);
     resolve?.(message.result);
   }
+}
+
+function notified(method, params) {
+  if (method === "topic.event") {
+    take(params.topic, params.epoch, [params]);
+  } else if (method === "topic.events") {
+    take(params.topic, params.epoch, params.events);
+  } else if (method === "topic.reset") {
+    reset(params);
+  } else {
+    enter("notice", method, { body: params });
+    if (method === "topic.unsubscribed") unsubscribed(params.topic);
+    if (method === "session.expiring") prolong();
+    if (method === "server.draining") drainDelay = params?.delay ?? 0;
+  }
+}
+
+// Topics. A subscription's position is that of the last event shown; after a reconnect it says what is missing.
+
+const subscriptions = new Map(); // topic -> { epoch, offset, events, state }
+const WORDS = { live: "live", recovering: "recovering", recovered: "recovered", lost: "events lost", away: "away" };
+
+function subscribed({ recover }, { topic, epoch, offset, recovered, events }) {
+  const subscription = subscriptions.get(topic) ?? { events: 0 };
+  subscriptions.set(topic, subscription);
+  if (recover && recovered) {
+    Object.assign(subscription, { ...recover, state: "recovered" });
+    const count = events.filter((event) => epoch !== recover.epoch || event.offset > recover.offset).length;
+    take(topic, epoch, events);
+    enter("notice", "recovered", { preview: topic, note: count === 1 ? "1 missed event" : `${count} missed events` });
+  } else if (recover) {
+    reset({ topic, epoch, offset });
+  } else {
+    Object.assign(subscription, { epoch, offset, state: "live" });
+  }
+  drawSubscriptions();
+}
+
+function unsubscribed(topic) {
+  subscriptions.delete(topic);
+  drawSubscriptions();
+}
+
+// What is not newer than the position was shown before.
+function take(topic, epoch, events) {
+  const subscription = subscriptions.get(topic);
+  if (subscription === undefined) return; // on its way when the subscription ended
+  for (const { offset, data } of events) {
+    if (epoch === subscription.epoch && offset <= subscription.offset) continue;
+    Object.assign(subscription, { epoch, offset, events: subscription.events + 1 });
+    if (subscription.state !== "recovered") subscription.state = "live";
+    enter("event", topic, { preview: JSON.stringify(data), note: `offset ${offset}`, body: data, folded: true });
+  }
+  drawSubscriptions();
+}
+
+function reset({ topic, epoch, offset }) {
+  const subscription = subscriptions.get(topic);
+  if (subscription === undefined) return;
+  Object.assign(subscription, { epoch, offset, state: "lost" });
+  enter("error", "topic.reset", { preview: topic, note: "history is gone; events were lost" });
+  drawSubscriptions();
+}
+
+async function recover(topic) {
+  const subscription = subscriptions.get(topic);
+  if (subscription === undefined || socket === null) return;
+  subscription.state = "recovering";
+  drawSubscriptions();
+  const { epoch, offset } = subscription;
+  const opened = socket;
+  try {
+    await call("topic.subscribe", { topic, recover: { epoch, offset } }, true);
+  } catch ({ code, data }) {
+    if (socket !== opened || code === undefined) return; // the next socket tries again
+    if (code === UNAVAILABLE || code === RATE_LIMITED) {
+      setTimeout(() => socket === opened && recover(topic), ((data?.retry_after ?? 1) + Math.random()) * 1000);
+    } else {
+      unsubscribed(topic); // the error is in the log
+    }
+  }
+}
+
+function drawSubscriptions() {
+  find("no-subscriptions").hidden = subscriptions.size > 0;
+  const held = document.activeElement?.closest("#subscriptions li")?.dataset.topic;
+  find("subscriptions").replaceChildren(...[...subscriptions].map(row));
+  if (held !== undefined) find("subscriptions").querySelector(`[data-topic="${CSS.escape(held)}"] button`)?.focus();
+}
+
+function row([topic, { epoch, offset, events, state: name }]) {
+  const end = make("button", { type: "button", textContent: "Unsubscribe" });
+  end.setAttribute("aria-label", `Unsubscribe from ${topic}`);
+  end.addEventListener("click", () => {
+    if (find("state").dataset.state === "connected") call("topic.unsubscribe", { topic }, true).catch(() => {});
+    else unsubscribed(topic);
+  });
+  const badge = make("em", { textContent: WORDS[name], className: name });
+  const count = events === 1 ? "1 event" : `${events} events`;
+  const place = make("span", { textContent: `${count}, offset ${offset}`, title: `epoch ${epoch}` });
+  const made = make("li", {}, make("strong", { textContent: topic }), badge, place, end);
+  made.dataset.topic = topic;
+  return made;
+}
+
+async function listTopics() {
+  const { channels = {} } = await ask("/asyncapi.json").catch(() => ({}));
+  const options = Object.values(channels).map(({ address, "x-subscribe": role }) => {
+    const lacking = role !== "by rule" && !roles.includes(role);
+    return make("option", { value: address, label: lacking ? `${address} (${role}, not yours)` : address });
+  });
+  find("declared-topics").replaceChildren(...options);
+}
+
+function subscribe(event) {
+  event.preventDefault();
+  const topic = find("topic").value.trim();
+  const open = topic.match(/{(\w+)}/);
+  const told = open ? `Put a value in the place of {${open[1]}}.` : subscriptions.has(topic) ? "Subscribed already." : "";
+  topicProblem(find("state").dataset.state === "connected" ? told : "The socket is not connected.");
+  if (find("topic-problem").textContent !== "") return;
+  call("topic.subscribe", { topic }, true).then(
+    () => (find("topic").value = ""),
+    ({ message, data }) => topicProblem(`${data?.detail ?? message}.`),
+  );
+}
+
+function topicProblem(text) {
+  find("topic-problem").textContent = text;
+  find("topic").setAttribute("aria-invalid", text !== "");
 }
 
 async function prolong() {
@@ -275,10 +432,36 @@ function listMethods(methods) {
   if (drawn === listed) return;
   listed = drawn;
   const before = chosen?.name;
-  find("methods").replaceChildren(...methods.map(option));
-  const index = Math.max(0, methods.findIndex(({ name }) => name === before));
-  document.getElementsByName("method")[index].checked = true;
-  choose(methods[index]);
+  const groups = new Map(); // tag -> methods
+  for (const method of methods) {
+    const tag = method.tags?.[0]?.name ?? method.name.split(".")[0];
+    groups.set(tag, [...(groups.get(tag) ?? []), method]);
+  }
+  find("methods").replaceChildren(...[...groups].map(group));
+  const first = methods.find(({ name }) => name === before) ?? [...groups.values()][0][0];
+  find("methods").querySelector(`input[value="${CSS.escape(first.name)}"]`).checked = true;
+  choose(first);
+  filter();
+}
+
+function group([tag, methods]) {
+  const title = make("h3", { id: `group-${tag}`, textContent: tag });
+  const made = make("div", { role: "group" }, title, ...methods.map(option));
+  made.setAttribute("aria-labelledby", title.id);
+  return made;
+}
+
+// Shows the methods that hold every word typed, in their name or their summary.
+function filter() {
+  const words = find("filter").value.toLowerCase().split(/\s+/);
+  const labels = [...find("methods").querySelectorAll("label")];
+  for (const label of labels) {
+    const text = label.textContent.toLowerCase();
+    label.hidden = !words.every((word) => text.includes(word));
+  }
+  for (const made of find("methods").children) made.hidden = made.querySelector("label:not([hidden])") === null;
+  const left = labels.filter(({ hidden }) => !hidden).length;
+  find("shown").textContent = left === labels.length ? `${left}` : `${left} of ${labels.length}`;
 }
 
 function option(method) {
@@ -359,10 +542,22 @@ function submit(event) {
   const params = object();
   if (params === undefined || chosen === undefined) return;
   if (find("state").dataset.state !== "connected") problem("The socket is not connected.");
-  else call(chosen.name, params).catch(() => {}); // the error is in the log
+  else call(chosen.name, params).catch(() => {}); // the error is shown
 }
 
-// The log
+// The answer and the log
+
+function answer(told, text, kind = "") {
+  find("outcome").textContent = told;
+  find("outcome").className = kind || "quiet";
+  find("answer").textContent = cut(text);
+  find("answer").scrollTop = 0;
+}
+
+function cut(text) {
+  const more = text.length - LOG_CHARACTERS;
+  return more > 0 ? `${text.slice(0, LOG_CHARACTERS)}\n… ${more} more characters` : text;
+}
 
 function pretty(value) {
   return JSON.stringify(value, null, 2);
@@ -381,12 +576,10 @@ function enter(kind, name, { id, note = "", preview = "", body, folded = false }
   if (body === undefined) {
     entry.append(make("div", {}, ...line));
   } else {
-    const text = pretty(body);
-    const more = text.length - LOG_CHARACTERS;
-    const shown = more > 0 ? `${text.slice(0, LOG_CHARACTERS)}\n… ${more} more characters` : text;
-    entry.append(make("details", { open: !folded }, make("summary", {}, ...line), make("pre", { textContent: shown })));
+    const shown = make("pre", { textContent: cut(pretty(body)) });
+    entry.append(make("details", { open: !folded }, make("summary", {}, ...line), shown));
   }
-  const log = find("log");
+  const log = find("entries");
   log.prepend(entry);
   while (log.children.length > LOG_ENTRIES) log.lastChild.remove();
 }
@@ -395,7 +588,16 @@ function enter(kind, name, { id, note = "", preview = "", body, folded = false }
 
 find("sign-in").addEventListener("click", () => signIn().catch((error) => show(error.message)));
 find("sign-out").addEventListener("click", signOut);
-find("clear").addEventListener("click", () => find("log").replaceChildren());
+find("reconnect").addEventListener("click", connect);
+find("clear").addEventListener("click", () => find("entries").replaceChildren());
+find("subscribe").addEventListener("submit", subscribe);
+find("filter").addEventListener("input", filter);
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input:not([type=radio]), textarea");
+  if (event.key !== "/" || typing || event.ctrlKey || event.metaKey || event.altKey || tokens === null) return;
+  event.preventDefault();
+  find("filter").focus();
+});
 find("call").addEventListener("submit", submit);
 find("params").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event);
