@@ -7,7 +7,7 @@ ROOM = Topic("rooms/{id}", RoomEvent, params={"id": int}, subscribe=may_enter, p
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -31,10 +31,7 @@ class Topic(Generic[E]):
 
     subscribe, publish: who may: a role, or `async (caller, **params) -> bool`. Without `publish` only operations publish.
     history: what is kept for recovery.
-    when_full: what happens to a subscriber that does not read: `close` it with a code that says to connect again, or
-    `conflate`: only the newest event of each `key(event)` is kept for it.
     ordered: publishing transactions of one topic take turns, so that events of different rows keep the order of commits.
-    ephemeral: a client's `topic.publish` goes straight to Redis; what Redis loses is lost.
     """
 
     def __init__(
@@ -46,25 +43,17 @@ class Topic(Generic[E]):
         publish: Rule | None = None,
         params: Mapping[str, Any] | None = None,
         history: History = History(),
-        when_full: Literal["close", "conflate"] = "close",
-        key: Callable[[Any], str] | None = None,
         ordered: bool = False,
-        ephemeral: bool = False,
     ) -> None:
         names = PARAM.findall(pattern)
         if unknown := (params or {}).keys() - set(names):
             raise ValueError(f"topic {pattern}: it has no parameter {unknown.pop()}")
-        if (when_full == "conflate") != (key is not None):
-            raise ValueError(f"topic {pattern}: `conflate` and `key` belong together")
         self.pattern = pattern
         self.event = event
         self.subscribe = subscribe
         self.publish = publish
         self.history = history
-        self.when_full = when_full
-        self.key = key
         self.ordered = ordered
-        self.ephemeral = ephemeral
         self.params: dict[str, TypeAdapter[Any]] = {name: TypeAdapter((params or {}).get(name, str)) for name in names}
         literal = [re.escape(part) for part in PARAM.split(pattern)[::2]]
         groups = [f"(?P<{name}>[^/]+)" for name in names]
