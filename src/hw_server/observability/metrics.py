@@ -71,9 +71,6 @@ class Metrics:
         self.topic_published = counter("topic_events_published_total", "Events taken from the outbox to Redis.")
         self.topic_received = counter("topic_events_received_total", "Events heard of by processes with subscribers.")
         self.topic_delivered = counter("topic_deliveries_total", "Events written to subscribers.", "protocol")
-        self.topic_conflated = counter(
-            "topic_events_conflated_total", "Events replaced by newer ones for slow readers."
-        )
         self.topic_resets = counter("topic_resets_total", "Subscriptions told that events are lost to them.")
         self.topic_repairs = counter("topic_repairs_total", "Gaps that were read from history.")
         self.topic_dead_letters = counter("topic_dead_letters_total", "Events given up after their tries.")
