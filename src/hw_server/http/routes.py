@@ -64,7 +64,7 @@ def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect
 
 def _add_route(router: APIRouter, bound: BoundOperation, handlers: dict[str, ASGIApp], sign_in: OpenIdConnect) -> None:
     operation, signature = bound.operation, bound.signature
-    statuses = set(ALWAYS_POSSIBLE)
+    statuses = {*ALWAYS_POSSIBLE, *operation.problems}
     if not operation.public:
         statuses |= {401, 403}
     if signature.path_fields:

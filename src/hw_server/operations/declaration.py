@@ -33,7 +33,8 @@ def role_in_words(role: str | None) -> str:
 class Operation:
     """`role` is None for a public operation. `changes` is whether a success changes anything, `audit` when its audit row is
     written: with the `transaction`, `direct` (before the answer), `queued`, with other `reads` (queued, unless
-    `audit.record_reads` is off) or `never` (refusals and failures are recorded all the same)."""
+    `audit.record_reads` is off) or `never` (refusals and failures are recorded all the same). `problems` are statuses of its
+    own errors, for the OpenAPI document; those that its signature implies are there already."""
 
     name: str
     method: str
@@ -43,6 +44,7 @@ class Operation:
     status: int
     changes: bool
     audit: AuditMode
+    problems: tuple[int, ...] = ()
 
     @property
     def public(self) -> bool:
@@ -74,8 +76,16 @@ class Operations:
         self._prefix = prefix
         self.declared: list[Operation] = []
 
-    def get(self, name: str, path: str = "", *, role: str | None = None, public: bool = False) -> Register:
-        return self._declare(name, "GET", path, role, public, 200)
+    def get(
+        self,
+        name: str,
+        path: str = "",
+        *,
+        role: str | None = None,
+        public: bool = False,
+        problems: tuple[int, ...] = (),
+    ) -> Register:
+        return self._declare(name, "GET", path, role, public, 200, problems=problems)
 
     def post(
         self,
@@ -87,9 +97,10 @@ class Operations:
         status: int = 201,
         reads: bool = False,
         audit: Literal["direct"] | None = None,
+        problems: tuple[int, ...] = (),
     ) -> Register:
         """`reads=True` for a POST that changes nothing, such as a search with a body."""
-        return self._declare(name, "POST", path, role, public, status, audit, changes=not reads)
+        return self._declare(name, "POST", path, role, public, status, audit, changes=not reads, problems=problems)
 
     def put(
         self,
@@ -147,6 +158,7 @@ class Operations:
         audit: Literal["direct", "queued", "never"] | None = None,
         *,
         changes: bool = False,
+        problems: tuple[int, ...] = (),
     ) -> Register:
         if (role is None) is not public:
             raise ValueError(f"operation {name}: needs either a role or public=True")
@@ -154,7 +166,9 @@ class Operations:
 
         def register(handler: Handler) -> Handler:
             path_below_api = "" if method == RPC else self._prefix + path
-            self.declared.append(Operation(name, method, path_below_api, handler, role, status, changes, mode))
+            self.declared.append(
+                Operation(name, method, path_below_api, handler, role, status, changes, mode, problems)
+            )
             return handler
 
         return register

@@ -26,7 +26,7 @@ MAX_AGE = 300  # seconds since `iat`
     PATH,
     operation_id=ACTION,
     dependencies=[public()],  # the token's signature lets the provider in
-    responses=problem_responses(400, 413, 422, 500, 503),
+    responses=problem_responses(400, 413, 422, 429, 500, 503),
 )
 async def backchannel_logout(
     request: Request,

@@ -118,7 +118,7 @@ async def unsubscribe(
         raise NotFound("the socket is not subscribed to this topic")
 
 
-@operations.post("topic.publish", "/publish", role=SIGNED_IN, status=200)
+@operations.post("topic.publish", "/publish", role=SIGNED_IN, status=200, problems=(404,))
 async def publish(
     db: Write,
     query: TopicQuery,
@@ -148,7 +148,7 @@ async def publish(
     events.publish(topic, event, **params)
 
 
-@operations.get("topic.history", "/history", role=SIGNED_IN)
+@operations.get("topic.history", "/history", role=SIGNED_IN, problems=(404,))
 async def history(
     query: HistoryQuery, caller: Principal, registry: Provided[Registry], broker: Provided[Broker]
 ) -> TopicHistory:

@@ -156,7 +156,7 @@ async def events(
     topic: Annotated[list[str], Query(min_length=1, description="Names of topics; may be given several times.")],
     settings: Annotated[Settings, provided(Settings)],
     streams: Annotated[EventStreams, provided(EventStreams)],
-    last_event_id: Annotated[str | None, Header(max_length=100_000)] = None,
+    last_event_id: Annotated[str | None, Header(max_length=32_000)] = None,
 ) -> StreamingResponse:
     """Follow topics as Server-Sent Events. `Last-Event-ID` brings what was missed, or a `topic.reset` where it is gone."""
     names = list(dict.fromkeys(topic))
