@@ -20,14 +20,22 @@ from tests.conftest import Running, Serve, until
 from tests.provider import Provider
 
 Token = Callable[[str], str]
+HEALTH = ("/health", "/health/ready")
 
 
 async def test_health_names_every_component(server: Running) -> None:
     async with server.client() as client:
         report = (await client.get("/health")).json()
-        assert (await client.get("/health/live")).json() == {"status": "ok"}
+        for path in ("/health/live", "/health/ready"):
+            assert (await client.get(path)).json() == {"status": "ok"}
     assert report["status"] == "ok"
     assert set(report["components"]) == {"postgresql", "redis_cache", "redis_auth", "identity"}
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-Ip"])
+async def test_health_names_nothing_to_strangers(server: Running, header: str) -> None:
+    async with server.client() as client:
+        assert (await client.get("/health", headers={header: "for=192.0.2.1"})).json() == {"status": "ok"}
 
 
 async def test_counts_requests_by_route(server: Running, dave: httpx.AsyncClient) -> None:
@@ -169,8 +177,8 @@ async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncp
         async with running.socket(token("alice")) as socket, running.client(token("alice")) as client:
             response = await client.get("/api/notes")
             running.process.send_signal(signal.SIGTERM)
-            health = await until(lambda: _draining(client))
-            assert (health.status_code, (await client.get("/api/notes")).status_code) == (503, 200)
+            statuses = [(await until(lambda path=path: draining(client, path))).status_code for path in HEALTH]
+            assert (statuses, (await client.get("/api/notes")).status_code) == ([503, 503], 200)
             assert (await socket.read())["method"] == "server.draining"
             assert await socket.closed() == (1001, "going_away")
         assert await asyncio.to_thread(running.process.wait, 30) == 0
@@ -179,8 +187,8 @@ async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncp
     assert running.log()[-1]["event"] == "stopped"
 
 
-async def _draining(client: httpx.AsyncClient) -> httpx.Response | None:
-    response = await client.get("/health")
+async def draining(client: httpx.AsyncClient, path: str) -> httpx.Response | None:
+    response = await client.get(path)
     return response if response.json()["status"] == "draining" else None
 
 
@@ -217,7 +225,14 @@ async def test_both_documents_list_every_operation(server: Running, dave: httpx.
     openapi, openrpc = (await dave.get("/openapi.json")).json(), (await dave.get("/openrpc.json")).json()
     routes = {method["operationId"] for path in openapi["paths"].values() for method in path.values()}
     methods = {method["name"] for method in openrpc["methods"]}
-    only_http = {"topic.events", "audit.export", "sessions.backchannel_logout", "health.get", "health.live"}
+    only_http = {
+        "topic.events",
+        "audit.export",
+        "sessions.backchannel_logout",
+        "health.get",
+        "health.ready",
+        "health.live",
+    }
     only_rpc = {
         "topic.subscribe",
         "topic.unsubscribe",

@@ -22,8 +22,14 @@ class Component(BaseModel):
 
 
 class Report(BaseModel):
+    """`components` are left out where the request came through a proxy: they name the parts behind the server."""
+
     status: Literal["ok", "degraded", "down", "draining"]
-    components: dict[str, Component]
+    components: dict[str, Component] | None = Field(None, exclude_if=lambda value: value is None)
+
+
+class Readiness(BaseModel):
+    status: Literal["ok", "starting", "draining"]
 
 
 class Health:
@@ -47,6 +53,14 @@ class Health:
     def start_draining(self) -> None:
         """From now on the process is not ready."""
         self.draining = True
+
+    @property
+    def readiness(self) -> Readiness:
+        """Not what the components say: with PostgreSQL away the server is to answer clients itself. It has started once each
+        component was tried."""
+        if self.draining:
+            return Readiness(status="draining")
+        return Readiness(status="starting" if self._report is None else "ok")
 
     async def report(self) -> Report:
         async with self._lock:

@@ -22,7 +22,8 @@ log = structlog.get_logger("http")
 
 CALL = "hw.call"  # the scope's key of this request's Call
 HEADERS = "hw.headers"  # the scope's key of headers for the response, also where an exception makes it
-EXEMPT_PATHS = frozenset({"/health", "/health/live", "/metrics"})  # requested by probes, often and by any host name
+# Requested by probes, often and by any host name.
+EXEMPT_PATHS = frozenset({"/health", "/health/ready", "/health/live", "/metrics"})
 REFUSALS_PER_MINUTE = 60  # of one address, on paths without admission
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
