@@ -48,6 +48,18 @@ async def test_counts_requests_by_route(server: Running, dave: httpx.AsyncClient
     assert not [name for name in after if "/api/notes/4611" in name]
 
 
+async def test_probes_are_counted_nowhere(server: Running) -> None:
+    """Else the error rate would be that of the probes at night, when nobody else asks."""
+    async with server.client() as client:
+        for path in ("/health", "/health/ready", "/health/live", "/metrics"):
+            await client.get(path, headers={"X-Request-ID": "a-probe-of-this"})
+            await client.post(path)
+        await client.get("/api/me", headers={"X-Request-ID": "a-user-of-this"})
+    await until(lambda: server.lines_of("a-user-of-this"))
+    assert not server.lines_of("a-probe-of-this")
+    assert not [name for name in await server.metrics() if "/health" in name or "/metrics" in name]
+
+
 async def test_exports_what_the_design_promises(server: Running, token: Token) -> None:
     async with server.socket(token("dave")) as socket:
         await socket.call("notes.list")
@@ -150,6 +162,27 @@ async def test_a_dead_worker_is_replaced(serve: Serve) -> None:
         await until(lambda: workers_counted(running, 2))
 
 
+async def test_a_worker_that_hangs_is_replaced(serve: Serve, token: Token) -> None:
+    async with two_workers(serve, HW_HTTP__WORKER_TIMEOUT="2") as (running, before):
+        before[0].suspend()
+        await until(lambda: not before[0].is_running())
+        await until(lambda: len(psutil.Process(running.process.pid).children()) == 2)
+        await until(lambda: workers_counted(running, 2))
+        assert [await status(running, token("dave")) for _ in range(20)] == [200] * 20
+        assert before[1].is_running()
+    assert [line["pid"] for line in running.log() if line["event"] == "worker_hangs"] == [before[0].pid]
+
+
+async def test_a_stopped_parent_replaces_nobody_that_works(serve: Serve) -> None:
+    async with two_workers(serve, HW_HTTP__WORKER_TIMEOUT="2") as (running, before):
+        with asleep(parent := psutil.Process(running.process.pid)):
+            await asyncio.sleep(3)
+            assert await workers_counted(running, 2)
+        await until(lambda: parent.status() == "sleeping")
+        await asyncio.sleep(0.5)  # more than two of its looks at the workers
+        assert parent.children() == before
+
+
 async def test_workers_that_crash_without_end_end_the_server(serve: Serve) -> None:
     async with two_workers(serve) as (running, _):
         parent = psutil.Process(running.process.pid)
@@ -176,9 +209,11 @@ async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncp
     with serve(HW_HTTP__DRAIN_DELAY="1", HW_AUDIT__FLUSH_INTERVAL="30") as running:
         async with running.socket(token("alice")) as socket, running.client(token("alice")) as client:
             response = await client.get("/api/notes")
+            assert "connection" not in response.headers
             running.process.send_signal(signal.SIGTERM)
             statuses = [(await until(lambda path=path: draining(client, path))).status_code for path in HEALTH]
-            assert (statuses, (await client.get("/api/notes")).status_code) == ([503, 503], 200)
+            last = await client.get("/api/notes")
+            assert (statuses, last.status_code, last.headers["connection"]) == ([503, 503], 200, "close")
             assert (await socket.read())["method"] == "server.draining"
             assert await socket.closed() == (1001, "going_away")
         assert await asyncio.to_thread(running.process.wait, 30) == 0

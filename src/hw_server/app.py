@@ -165,7 +165,7 @@ def create_app(
     exempt = frozenset(f"/api{path}" for feature in features for path in feature.exempt)
     # FastAPI's own default middleware is left out; the exit stack is what its dependencies need. Outermost first:
     middleware: list[Callable[[ASGIApp], ASGIApp]] = [
-        lambda app: AccessLogMiddleware(app, settings.http, accounting, metrics),
+        lambda app: AccessLogMiddleware(app, settings.http, accounting, metrics, lambda: health.draining),
         lambda app: cors(app, settings.http.cors_origins),
         ExceptionMiddleware,
         lambda app: TrustedHostMiddleware(app, settings.http),
