@@ -188,10 +188,12 @@ def _start(application: "list[Process]", layout: Layout) -> None:
 
 def _stop(servers: "list[Process]") -> None:
     """All at the same time."""
-    for process in servers:
+    running = [process for process in servers if process.pid is not None]
+    for process in running:
         process.ask_to_stop()
-    for process in servers:
+    for process in running:
         process.stop()
+        _say(f"{process.spec.name} stopped")
 
 
 def _wait_for_proxy(layout: Layout, ports: Iterable[int]) -> None:
@@ -227,8 +229,7 @@ def down(
 
 
 def _stop_all(stack: "Stack", layout: Layout) -> None:
-    for name in _server_names(layout):
-        stack.processes[name].ask_to_stop()
+    _stop([stack.processes[name] for name in _server_names(layout)])
     stack.stop(_say)
 
 
