@@ -101,6 +101,8 @@ class HttpSettings(Group):
         le=120,
         description="Seconds between readiness off and the end of accepting, for load balancers.",
     )
+    docs: bool = Field(True, description="Serve `/docs`, `/openapi.json`, `/openrpc.json` and `/asyncapi.json`.")
+    console: bool = Field(True, description="Serve the console at `/`.")
     shutdown_timeout: float = Field(15.0, gt=0, le=300, description="Longest whole shutdown after the drain, seconds.")
 
 
