@@ -146,6 +146,17 @@ class Load:
                 heard.append(None if isinstance(event, Reset) else event.data["text"])
 
 
+async def test_each_server_can_be_looked_at_and_stopped(replicas: Replicas) -> None:
+    assert [name for name in SERVERS if f"/{name}.log <==" in await replicas.hw("logs")] == [*SERVERS]
+    assert "==>" not in await replicas.hw("logs", "hw-server-2")
+    assert await replicas.hw("down", "hw-server-1") == "  hw-server-1 stopped\n"
+    assert [name for name, pid in replicas.pids().items() if pid is None] == ["hw-server-1"]
+    async with httpx.AsyncClient(base_url=replicas.url, trust_env=False) as client:
+        assert [(await client.get("/api/notes/count")).status_code for _ in range(6)] == [200] * 6
+    # Those that do not run come first.
+    assert (await replicas.hw("restart", "--rolling")).startswith("  hw-server-1 serves again\n")
+
+
 async def test_a_rolling_restart_fails_nothing(replicas: Replicas) -> None:
     before = replicas.pids()
     load = Load(replicas)
@@ -187,3 +198,16 @@ async def test_a_socket_of_a_killed_server_counts_for_a_lease(replicas: Replicas
         [(_, ends)] = await until(left)
         assert ends <= killed + LEASE
     await replicas.up()
+
+
+def test_one_server_stands_behind_the_proxy_where_that_is_asked_for() -> None:
+    with Shell.temporary() as shell:
+        assert shell.up("--proxy").returncode == 0
+        status = shell.status()
+        assert {"traefik", "hw-server"} < status.keys()
+        assert str(status["traefik"]["port"]) == shell.ports["--port"]
+        assert shell.get("/api/me", shell.token("dave")).status_code == 200
+        assert "other options" in shell.up().stderr
+        assert "needs several servers" in shell.run("restart", "--rolling").stderr
+        assert shell.up("--reload", "--replicas", "2").returncode == 2
+        assert shell.run("restart").returncode == 0
