@@ -29,7 +29,7 @@ from hw_server.http.middleware import (
     TrustedHostMiddleware,
     cors,
 )
-from hw_server.http.routes import add_operations
+from hw_server.http.routes import OperationPaths, add_operations
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, FailureLimit, Feature, Turns
@@ -171,6 +171,7 @@ def create_app(
         lambda app: TrustedHostMiddleware(app, settings.http),
         lambda app: BodyLimitMiddleware(app, settings.http),
         lambda app: AdmissionMiddleware(app, admission, settings.ratelimit.http_per_minute, exempt, metrics),
+        lambda app: OperationPaths(app, api.router),
         AsyncExitStackMiddleware,
     ]
     web: ASGIApp = api.router

@@ -92,12 +92,12 @@ class Executor:
         context, arguments, value = Context(call, self._outbox), None, None
         try:
             authorize(operation.role, call)
-            with self._deadlines.start():
+            with self._deadlines.start() as task:
                 arguments = await bind()
                 if signature.connection is None:
                     value = await operation.handler(**signature.assemble(arguments, context))
                 else:
-                    answer, value = await self._with_connection(bound, context, arguments)
+                    answer, value = await self._with_connection(bound, context, arguments, task)
                 if signature.connection != "write":
                     answer = None if value is None else bound.dump(value)
                     if operation.audit == "direct":
@@ -131,12 +131,12 @@ class Executor:
         return answer
 
     async def _with_connection(
-        self, bound: BoundOperation, context: Context, arguments: dict[str, Any]
+        self, bound: BoundOperation, context: Context, arguments: dict[str, Any], task: "asyncio.Task[Any] | None"
     ) -> tuple[bytes | None, Any]:
         """In turn with other callers. Until it writes, a call whose client goes away is cancelled."""
         operation, call, answer, value = bound.operation, context.call, None, None
         who = call.caller.sub if call.caller is not None else f"address:{client_key(call.client_ip)}"
-        call.reading = asyncio.current_task()
+        call.reading = task
         try:
             if not self._turns.enter(who):
                 await self._turns.wait(who)
