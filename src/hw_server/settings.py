@@ -216,6 +216,9 @@ class TopicSettings(Group):
     recent_bytes: int = Field(
         67_108_864, ge=65_536, description="Memory for the last events of all topics, bytes per worker."
     )
+    check_interval: float = Field(
+        600.0, gt=0, le=3000, description="Seconds between checks of a followed topic's position against Redis."
+    )
     tries: int = Field(5, ge=1, le=1000, description="Tries before an event that Redis refuses is a dead letter.")
     wait_replicas: int = Field(
         0, ge=0, le=10, description="Redis replicas that must hold an event before it leaves the outbox."

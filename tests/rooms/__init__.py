@@ -30,12 +30,22 @@ async def may_speak(caller: Principal, id: int) -> bool:
 
 ROOM = Topic("rooms/{id}", Said, params={"id": int}, subscribe=may_enter, publish=may_speak)
 SHORT = Topic("short/{id}", Said, params={"id": int}, subscribe="notes:read", history=History(5, hours=1))
+CURSORS = Topic(
+    "cursors/{id}", Said, params={"id": int}, subscribe="notes:read", publish="notes:read", ephemeral=True,
+    when_full="conflate", key="by",
+)  # fmt: skip
+LATEST = Topic("latest/{id}", Said, params={"id": int}, subscribe="notes:read", when_full="conflate")
+BRIEF = Topic(
+    "brief/{id}", Said, params={"id": int}, subscribe="notes:read", history=History(10, hours=0.0003, bytes=300)
+)
 TURNS = Topic("turns", Said, subscribe="notes:read", ordered=True)
-TOPICS: dict[str, Topic[Any]] = {"rooms": ROOM, "short": SHORT}
+TOPICS: dict[str, Topic[Any]] = {
+    "rooms": ROOM, "short": SHORT, "cursors": CURSORS, "latest": LATEST, "brief": BRIEF
+}  # fmt: skip
 
 
 class Where(BaseModel):
-    family: Annotated[str, Field(pattern="^(rooms|short)$")] = "rooms"
+    family: Annotated[str, Field(pattern="^(rooms|short|cursors|latest|brief)$")] = "rooms"
     times: int = 1
     fail: bool = False
 
@@ -57,5 +67,5 @@ async def take_turn(db: Write, body: Words, events: Events) -> int:
     return 0
 
 
-feature = Feature("rooms", operations, topics=(ROOM, SHORT, TURNS))
+feature = Feature("rooms", operations, topics=(ROOM, SHORT, CURSORS, LATEST, BRIEF, TURNS))
 FEATURES = (*notes.FEATURES, feature)

@@ -6,6 +6,8 @@ from hw_server import __version__
 from hw_server.operations import Topic
 from hw_server.topics.registry import Registry
 
+DURABLE = "Events are durable once the change that they tell of is committed, or once a publication is answered."
+EPHEMERAL = "Events go straight to Redis and are not durable: one may be lost."
 REF = "#/components/schemas/{model}"
 
 
@@ -53,9 +55,12 @@ def _channel(topic: Topic[Any], schemas: dict[str, Any]) -> dict[str, Any]:
     schemas[name] = schema
     return {
         "address": topic.pattern,
+        "description": EPHEMERAL if topic.ephemeral else DURABLE,
         "messages": {"event": {"name": name, "payload": {"$ref": REF.format(model=name)}}},
         "parameters": {name: {} for name in topic.params},
         "x-subscribe": topic.subscribe if isinstance(topic.subscribe, str) else "by rule",
+        "x-delivery": "ephemeral" if topic.ephemeral else "durable",
+        "x-when-full": {"action": topic.when_full, "key": topic.key} if topic.key else {"action": topic.when_full},
         "x-history": {
             "length": topic.history.length,
             "hours": topic.history.hours,

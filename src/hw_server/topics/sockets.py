@@ -2,7 +2,6 @@
 
 from hw_server.auth import Principal
 from hw_server.errors import DomainError, Forbidden
-from hw_server.observability.metrics import Metrics
 from hw_server.settings import TopicSettings
 from hw_server.topics.broker import Broker, Channel, Position
 from hw_server.topics.registry import Registry
@@ -11,12 +10,11 @@ from hw_server.ws.hub import Hub
 
 
 class SocketSubscriptions:
-    def __init__(self, settings: TopicSettings, broker: Broker, registry: Registry, hub: Hub, metrics: Metrics) -> None:
+    def __init__(self, settings: TopicSettings, broker: Broker, registry: Registry, hub: Hub) -> None:
         self._settings = settings
         self._broker = broker
         self._registry = registry
         self._hub = hub
-        self._count = metrics.topic_subscriptions
         hub.on_removed.append(self._removed)
 
     def reserve(self, connection: WebSocketConnection, topic: str) -> None:
@@ -28,25 +26,28 @@ class SocketSubscriptions:
         self._detach(connection, topic)
         connection.topics.add(topic)
 
+    def reserved(self, connection: WebSocketConnection, topic: str) -> bool:
+        return connection.topics is not None and topic in connection.topics
+
     def attach(self, connection: WebSocketConnection, channel: Channel, position: Position) -> None:
         """The response that holds `position` was sent: from here on the socket gets what follows."""
-        if connection.topics is not None and channel.name in connection.topics and connection in self._hub.connections:
+        if self.reserved(connection, channel.name) and connection in self._hub.connections:
             self._detach(connection, channel.name)
             self._broker.attach_socket(channel, connection, position)
         self._broker.release(channel)
 
     def cancel(self, connection: WebSocketConnection, topic: str) -> bool:
         """Whether there was a subscription."""
-        if connection.topics is None or topic not in connection.topics:
+        if not self.reserved(connection, topic):
             return False
+        assert connection.topics is not None
         self._detach(connection, topic)
         connection.topics.discard(topic)
         return True
 
     def _detach(self, connection: WebSocketConnection, topic: str) -> None:
         if connection in self._hub.subscribers(topic):
-            self._hub.unsubscribe(connection, topic)
-            self._count.dec()
+            self._broker.detach_socket(connection, topic)
 
     def _removed(self, connection: WebSocketConnection) -> None:
         for topic in connection.topics or ():
