@@ -202,6 +202,9 @@ class WebSocketSettings(Group):
         524_288, ge=4096, description="Bytes of answers in progress and unsent, per socket; past it calls are refused."
     )
     send_buffer_bytes: int = Field(1_048_576, ge=4096, description="Unsent bytes after which a slow socket is closed.")
+    drain_rate: float = Field(
+        1000.0, gt=0, description="Clients a second that a stopping worker sends away; within half of the shutdown."
+    )
     ping_interval: float = Field(
         20.0, gt=0, le=600, description="Seconds between pings; no answer in the same time closes."
     )

@@ -75,8 +75,8 @@ class Topic(Generic[E]):
         literal = [re.escape(part) for part in PARAM.split(pattern)[::2]]
         groups = [f"(?P<{name}>[^/]+)" for name in names]
         self._match = re.compile("".join(a + b for a, b in zip(literal, [*groups, ""], strict=True)))
-        self._adapter: TypeAdapter[E] = TypeAdapter(event)
-        if key is not None and key not in self.schema("{model}").get("properties", ()):
+        self.adapter: TypeAdapter[E] = TypeAdapter(event)
+        if key is not None and key not in self.adapter.json_schema(mode="serialization").get("properties", ()):
             raise ValueError(f"topic {pattern}: its event has no field {key}")
 
     def name(self, **params: Any) -> str:
@@ -101,16 +101,13 @@ class Topic(Generic[E]):
 
     def dump(self, event: E) -> bytes:
         """An event as JSON."""
-        return self._adapter.dump_json(event)
+        return self.adapter.dump_json(event)
 
     def load(self, data: bytes) -> E:
         """Validates JSON that a client sent; raises pydantic's ValidationError."""
-        return self._adapter.validate_json(data, strict=True)
+        return self.adapter.validate_json(data, strict=True)
 
     def key_of(self, data: bytes) -> bytes:
         """The key of an event that was published, which an earlier version may have done."""
         event = from_json(data) if self.key is not None else None
         return to_json(event.get(self.key)) if isinstance(event, dict) else b""
-
-    def schema(self, ref: str) -> dict[str, Any]:
-        return self._adapter.json_schema(ref_template=ref, mode="serialization")

@@ -291,7 +291,9 @@ class Broker:
     async def _deliver(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
         if not events:
             return
-        for batch in _batches(events):
+        for index, batch in enumerate(_batches(events)):
+            if index:
+                await asyncio.sleep(0)  # so that the batch before leaves
             channel.offset = batch[-1][0]
             self._remember(channel, batch)
             await self._deliver_batch(channel, batch)

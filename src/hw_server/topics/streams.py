@@ -218,7 +218,7 @@ class EventStreams:
         """Tells every client when to come back, then ends their streams over some time."""
         self._draining = True
         streams = list(self._streams)
-        drain = Drain(len(streams), timeout)
+        drain = Drain(len(streams), self._settings.ws.drain_rate, timeout)
         for stream in streams:
             stream.drain(drain.delay())
         ended = 0

@@ -21,8 +21,8 @@ log = structlog.get_logger("ws")
 
 SWEEP_INTERVAL = 1.0  # seconds
 EXPIRY_WARNING = 60.0  # seconds before the token expires; half its remaining life where that is shorter
-RECONNECTS = 1000  # clients a second that a drain sends to other processes
 DRAIN_TICK = 0.02  # seconds
+NOTICES = 500  # sent before the event loop has its turn
 
 
 class Hub:
@@ -123,10 +123,10 @@ class Hub:
         `timeout` seconds are over."""
         self.draining = True
         log.info("closing_sockets", sockets=len(self.connections))
-        drain = Drain(len(self.connections), timeout)
+        drain = Drain(len(self.connections), self._settings.drain_rate, timeout)
         for index, connection in enumerate(list(self.connections), 1):
             connection.notify("server.draining", {"delay": drain.delay()})
-            if index % RECONNECTS == 0:
+            if index % NOTICES == 0:
                 await asyncio.sleep(0)
         closed = 0
         while not drain.over:
@@ -142,12 +142,12 @@ class Hub:
 
 
 class Drain:
-    """Spreads the ends of `count` connections, so that their clients do not come to the other processes all at once; at most
-    over half of `timeout` seconds."""
+    """Spreads the ends of `count` connections, `rate` in a second, so that their clients do not come to the other processes all
+    at once; at most over half of `timeout` seconds."""
 
-    def __init__(self, count: int, timeout: float) -> None:
+    def __init__(self, count: int, rate: float, timeout: float) -> None:
         self._count = count
-        self._spread = min(count / RECONNECTS, timeout / 2)
+        self._spread = min(count / rate, timeout / 2)
         self._began = time.monotonic()
         self._deadline = self._began + timeout
 
