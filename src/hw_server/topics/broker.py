@@ -325,6 +325,8 @@ class Broker:
 
     def _hold(self, channel: Channel, connection: WebSocketConnection, keyed: Keyed) -> None:
         """Until the client reads again, the newest events are enough."""
+        if not connection.open:
+            return
         if connection.backlog is None:
             connection.backlog = Backlog()
         self._conflated.inc(connection.backlog.add(channel, keyed))

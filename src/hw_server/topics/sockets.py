@@ -1,12 +1,16 @@
 """The subscriptions of sockets: `connection.topics` are their names, the hub finds the sockets of a topic."""
 
+import structlog
+
 from hw_server.auth import Principal
-from hw_server.errors import DomainError, Forbidden
+from hw_server.errors import DomainError, Forbidden, InternalError
 from hw_server.settings import TopicSettings
 from hw_server.topics.broker import Broker, Channel, Position
 from hw_server.topics.registry import Registry
 from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.hub import Hub
+
+log = structlog.get_logger("topics")
 
 
 class SocketSubscriptions:
@@ -60,5 +64,12 @@ class SocketSubscriptions:
             try:
                 await self._registry.authorize("subscribe", topic, principal)
             except DomainError as error:
-                if self.cancel(connection, topic):
-                    connection.notify("topic.unsubscribed", {"topic": topic, "reason": error.code})
+                self._end(connection, topic, error.code)
+            except Exception:
+                # A defect of its rule must not leave it, nor those behind it, as they are.
+                log.exception("topic_rule_failed", topic=topic)
+                self._end(connection, topic, InternalError.code)
+
+    def _end(self, connection: WebSocketConnection, topic: str, reason: str) -> None:
+        if self.cancel(connection, topic):
+            connection.notify("topic.unsubscribed", {"topic": topic, "reason": reason})

@@ -1,5 +1,6 @@
 """Topics in Redis: per topic a hash with epoch and offset, and a stream with the last events. Epochs tell the truth: a restart
-or a failover of Redis may have lost offsets that look fine later, so each of them begins new epochs."""
+or a failover of Redis may have lost offsets that look fine later, so each of them begins new epochs; so does another outbox, which
+was restored from a backup and tells of another past."""
 
 import asyncio
 import secrets
@@ -27,11 +28,11 @@ OF_REDIS = frozenset({
     "NOPERM", "UNKILLABLE",
 })  # fmt: skip
 
-# Starts a new epoch unless the topic's generation is that of this Redis.
+# Starts a new epoch unless the topic's generation is that of this Redis, and its incarnation that of the outbox.
 EPOCH = """
-local meta = redis.call('HMGET', KEYS[1], 'g', 'e', 'o', 'b')
+local meta = redis.call('HMGET', KEYS[1], 'g', 'e', 'o', 'b', 'i')
 local epoch, offset, bytes = meta[2], tonumber(meta[3]) or 0, tonumber(meta[4]) or 0
-if meta[1] ~= ARGV[1] then
+if meta[1] ~= ARGV[1] or (incarnation and meta[5] and meta[5] ~= incarnation) then
   redis.call('DEL', KEYS[2])
   epoch, offset, bytes = ARGV[2], 0, 0
   redis.call('HSET', KEYS[1], 'g', ARGV[1], 'e', epoch, 'o', 0, 'b', 0)
@@ -40,8 +41,9 @@ end
 # Durable events come with a fence, and with a key each (see `relay`); ephemeral ones have neither.
 APPEND = (
     """
-local durable = #KEYS > 2
+local durable, incarnation = #KEYS > 2, nil
 if durable then
+  incarnation = ARGV[9]
   local fence = tonumber(redis.call('GET', KEYS[3])) or 0
   if tonumber(ARGV[4]) < fence then return redis.error_reply('FENCED a later relay publishes') end
   if tonumber(ARGV[4]) > fence then redis.call('SET', KEYS[3], ARGV[4]) end
@@ -53,7 +55,8 @@ if redis.call('EXISTS', KEYS[2]) == 0 then bytes = 0 end  -- it has expired
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local max_length, max_age, max_bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-for i = 9, #ARGV, 2 do
+if durable and meta[5] ~= incarnation then redis.call('HSET', KEYS[1], 'i', incarnation) end
+for i = 10, #ARGV, 2 do
   if not durable or redis.call('SISMEMBER', KEYS[4], ARGV[i]) == 0 then
     redis.call('XADD', KEYS[2], (offset + 1) .. '-0', 'd', ARGV[i + 1], 't', now)
     offset = offset + 1
@@ -78,7 +81,8 @@ return offset
 """
 )
 READ = (
-    EPOCH
+    "local incarnation = nil\n"
+    + EPOCH
     + """
 local lifetime = offset > 0 and tonumber(ARGV[3]) or tonumber(ARGV[6])
 if redis.call('TTL', KEYS[1]) < lifetime then redis.call('EXPIRE', KEYS[1], lifetime) end
@@ -123,14 +127,16 @@ class TopicStore:
         self,
         partition: int,
         fence: int,
+        incarnation: str,
         topics: Iterable[tuple[str, History, Sequence[tuple[str, bytes]]]],
     ) -> list[ResponseError | None]:
         """Publishes `(key, data)` of each topic in order, those with a known key excepted; per topic None or why it was
         refused. Raises `Fenced`, and `Unavailable` where Redis as a whole does not take events."""
         generation = await self._ready()
-        relay = [self._keys.topic_fence(partition), self._keys.topic_published(partition)]
+        relay = [self._keys.topic_fence(partition, incarnation), self._keys.topic_published(partition)]
         return await self._append(
-            generation, [self._appending(name, history, relay, fence, events) for name, history, events in topics]
+            generation,
+            [self._appending(name, history, relay, fence, incarnation, events) for name, history, events in topics],
         )
 
     async def send(self, topics: Iterable[tuple[str, History, Sequence[bytes]]]) -> list[ResponseError | None]:
@@ -139,18 +145,24 @@ class TopicStore:
         return await self._append(
             generation,
             [
-                self._appending(name, history, [], 0, [("", data) for data in events])
+                self._appending(name, history, [], 0, "", [("", data) for data in events])
                 for name, history, events in topics
             ],
         )
 
     def _appending(
-        self, name: str, history: History, relay: list[str], fence: int, events: Sequence[tuple[str, bytes]]
+        self,
+        name: str,
+        history: History,
+        relay: list[str],
+        fence: int,
+        incarnation: str,
+        events: Sequence[tuple[str, bytes]],
     ) -> tuple[Any, ...]:
         keys = [self._keys.topic_meta(name), self._keys.topic_history(name), *relay]
         arguments: list[Any] = [
             self._generation, secrets.token_hex(6), META_LIFETIME, fence, self._keys.topic_channel(name),
-            history.length, int(history.hours * 3_600_000), history.bytes,
+            history.length, int(history.hours * 3_600_000), history.bytes, incarnation,
         ]  # fmt: skip
         return self._script(APPEND, keys, arguments + [part for event in events for part in event])
 

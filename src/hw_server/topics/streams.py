@@ -61,6 +61,8 @@ class EventStream:
         self._put_events(channel, events)
 
     def deliver(self, channel: Channel, events: Events) -> None:
+        if self.ended is not None:
+            return  # its client may never read what it was sent, and so the response not end soon
         if channel.conflates and (self._size > CONFLATE_AT or channel in self._backlog):
             self._conflated.inc(self._backlog.add(channel, channel.keyed(events)))
             self._check_size()
@@ -68,6 +70,8 @@ class EventStream:
             self._put_events(channel, events)
 
     def reset(self, channel: Channel) -> None:
+        if self.ended is not None:
+            return
         self._backlog.drop(channel)
         self._positions[channel.name] = Position(channel.epoch, channel.offset)
         self._put("topic.reset", to_json(channel.position()))
@@ -83,6 +87,8 @@ class EventStream:
 
     def _put_events(self, channel: Channel, events: Events) -> None:
         for offset, data in events:
+            if self.ended == "slow_consumer":
+                return
             self._positions[channel.name] = Position(channel.epoch, offset)
             body = b'{"topic":%s,"epoch":"%s","offset":%d,"data":%s}'
             self._put("topic.event", body % (channel.topic_json, channel.epoch.encode(), offset, data))
@@ -100,6 +106,8 @@ class EventStream:
     def _check_size(self) -> None:
         if self._size + self._backlog.size > self._max_bytes:
             self.end("slow_consumer")
+            self._buffer.clear()
+            self._backlog = Backlog()
 
     def _take(self) -> bytes:
         messages = b"".join(self._buffer)
