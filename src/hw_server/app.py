@@ -1,5 +1,6 @@
 """The composition root: every part is constructed here, in order, and handed to those that need it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def create_app(
     revocations = parts.add(Revocations, Revocations(settings.oidc, auth, keys, metrics))
     authentication = parts.add(Authentication, Authentication(settings.oidc, verifier, revocations))
     limiter = parts.add(RateLimiter, RateLimiter(settings.ratelimit, cache, keys, metrics))
-    connection_limiter = ConnectionLimiter(settings.ratelimit, cache, keys, metrics)
+    connection_limiter = parts.add(ConnectionLimiter, ConnectionLimiter(settings.ratelimit, cache, keys, metrics))
     parts.add(CountCache, CountCache(cache, keys))
     health = parts.add(Health, Health(db, cache, auth, signing_keys, metrics))
     hub = parts.add(Hub, Hub(settings.ws, connection_limiter, metrics))
@@ -117,8 +118,7 @@ def create_app(
     supervisor = Supervisor([*services, signing_keys, revocations, health, deadlines, hub], on_failure)
 
     async def close_sockets(timeout: float) -> None:
-        parts[EventStreams].close_all()
-        await hub.close_all(timeout)
+        await asyncio.gather(parts[EventStreams].close_all(timeout), hub.close_all(timeout))
 
     lifecycle = Lifecycle(
         supervisor,
