@@ -3,7 +3,7 @@
 from hw_server.operations.audit import AuditRow, AuditTrail, FailureLimit, action_row
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
-from hw_server.operations.declaration import SIGNED_IN, Operation, Operations, role_in_words
+from hw_server.operations.declaration import PUBLIC, SIGNED_IN, Operation, Operations, role_in_words
 from hw_server.operations.events import Events
 from hw_server.operations.executor import BoundOperation, Executor, authorize
 from hw_server.operations.feature import Feature, Reference, Seed, load_features
@@ -16,6 +16,7 @@ from hw_server.operations.topic import History, Topic
 from hw_server.operations.turns import Turns
 
 __all__ = [
+    "PUBLIC",
     "SIGNED_IN",
     "AfterCommit",
     "AuditRow",

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from hw_server import __version__
-from hw_server.operations import BoundOperation, Feature
+from hw_server.operations import PUBLIC, BoundOperation, Feature
 from hw_server.operations.signature import BODY, QUERY
 from hw_server.ws.codes import RPC_ERRORS, CloseCode
 
@@ -58,7 +58,7 @@ def _method(bound: BoundOperation, schemas: dict[str, Any]) -> dict[str, Any]:
         "paramStructure": "by-name",
         "params": params,
         "result": {"name": "result", "schema": _schema(signature.returns, schemas)},
-        "x-role": operation.role,
+        "x-role": operation.role or PUBLIC,
     }
 
 
