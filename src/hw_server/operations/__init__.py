@@ -7,7 +7,7 @@ from hw_server.operations.declaration import PUBLIC, SIGNED_IN, Operation, Opera
 from hw_server.operations.events import Events
 from hw_server.operations.executor import BoundOperation, Executor, authorize
 from hw_server.operations.feature import Feature, Reference, Seed, load_features
-from hw_server.operations.fields import Id, Line, Patch, Text
+from hw_server.operations.fields import Date, DateTime, Id, JsonObject, Line, Patch, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
 from hw_server.operations.json_limits import limit_members
 from hw_server.operations.pagination import CountCache, CursorQuery, Page, PageQuery
@@ -25,6 +25,8 @@ __all__ = [
     "Call",
     "CountCache",
     "CursorQuery",
+    "Date",
+    "DateTime",
     "Deadlines",
     "Events",
     "Executor",
@@ -32,6 +34,7 @@ __all__ = [
     "Feature",
     "History",
     "Id",
+    "JsonObject",
     "Line",
     "Operation",
     "Operations",
