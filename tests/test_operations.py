@@ -36,6 +36,8 @@ def test_needs_a_role_or_public() -> None:
         Operations("/things").get("things.list")
     with pytest.raises(ValueError, match="either a role or public"):
         Operations("/things").get("things.list", role="x", public=True)
+    with pytest.raises(ValueError, match="say public=True"):
+        Operations("/things").get("things.list", role="public")
 
 
 async def collision(id: int, body: Body) -> None: ...
