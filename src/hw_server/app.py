@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hw_server import __version__
@@ -96,12 +96,8 @@ def create_app(
     audit = parts[AuditTrail]
     deadlines = Deadlines(settings.http.request_timeout)
     limits = settings.ratelimit
-    turns = Turns(
-        settings.database.pool_max,
-        limits.calls_per_user,
-        limits.waiting_per_user,
-        metrics.rate_limit_hits.labels("calls"),
-    )
+    hits = metrics.rate_limit_hits.labels("calls")
+    turns = parts.add(Turns, Turns(settings.database.pool_max, limits.calls_per_user, limits.waiting_per_user, hits))
     failures = FailureLimit(settings.audit.failures_per_minute, metrics.audit_rows.labels("suppressed"))
     executor = Executor(
         features, parts, db, audit, parts[Outbox], deadlines, turns, failures, settings.audit.record_reads
@@ -155,8 +151,8 @@ def create_app(
     add_console(api, settings)
 
     @api.get("/openrpc.json", include_in_schema=False)
-    async def openrpc_document() -> JSONResponse:
-        return JSONResponse(openrpc.document)
+    async def openrpc_document() -> Response:
+        return Response(openrpc.document, media_type="application/json")
 
     @api.get("/asyncapi.json", include_in_schema=False)
     async def asyncapi_document() -> JSONResponse:

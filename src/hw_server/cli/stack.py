@@ -234,12 +234,13 @@ def clean(
 
 
 def running_environment(*, required: bool = True, owner: bool = True) -> dict[str, str]:
-    """The settings of the application of a native stack that runs, under those of the caller's own environment; with those of
-    the tables' owner, unless `owner` is False. Where none runs and the environment names no server, exits with 1, unless
+    """The settings that the application of a native stack that runs is given, under those of the caller's own environment; with
+    those of the tables' owner, unless `owner` is False. Where none runs and the environment names no server, exits with 1, unless
     `required` is False."""
     stack = _saved(Path(os.environ.get("HW_STATE", DEFAULT_STATE)))
     if stack is not None and _any_runs(stack):
-        return _under_own(stack.environment() | (_owner(stack) if owner else {}))
+        environment = dict(stack.processes[APP].spec.environment)
+        return _under_own(_owner(stack)) | environment if owner else environment
     if required and not any(name in os.environ or f"{name}_FILE" in os.environ for name in SERVERS):
         typer.echo(
             f"nothing runs; start it with `make up`, or name the servers by {', '.join(SERVERS)}",
@@ -284,12 +285,12 @@ def _application(stack: "Stack", workers: int, *, reload: bool, checked: bool = 
     from hw_server.embedded import ProcessSpec
     from hw_server.embedded.process import serves
 
-    environment = _under_own(stack.environment()) | {"HW_STATE": str(stack.state)}
+    environment = _under_own(stack.environment()) | {"HW_STATE": str(stack.state), "HW_HTTP__WORKERS": str(workers)}
     if stack.origins:
         environment[ORIGINS] = ",".join(stack.origins)
     if environment.get("HW_ENVIRONMENT") != "production" and "HW_LOG__FORMAT_FILE" not in environment:
         environment.setdefault("HW_LOG__FORMAT", "console")
-    options = ["--workers", str(workers), *(["--reload"] if reload else [])]
+    options = ["--reload"] if reload else []
     return ProcessSpec(
         name=APP,
         port=stack.ports.app,

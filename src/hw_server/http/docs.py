@@ -12,6 +12,7 @@ from hw_server.auth.jwks import SigningKeys
 from hw_server.http.addresses import origin
 from hw_server.http.guard import SIGN_IN
 from hw_server.http.problems import problem_schemas
+from hw_server.operations import PUBLIC, role_in_words
 from hw_server.settings import OidcSettings
 
 REDIRECT = "/docs/oauth2-redirect"
@@ -34,7 +35,12 @@ def add_documents(app: FastAPI, settings: OidcSettings, keys: SigningKeys) -> No
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            described()["components"]["schemas"].update(problem_schemas())
+            document = described()
+            document["components"]["schemas"].update(problem_schemas())
+            for operation in (operation for path in document["paths"].values() for operation in path.values()):
+                if "x-role" not in operation:  # a route beside `/api`, such as `/health`
+                    operation["x-role"] = PUBLIC
+                    operation["description"] += f"\n\n{role_in_words(None)}"
         assert app.openapi_schema is not None
         return app.openapi_schema
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hw_server.errors import ClientDisconnected, MethodNotAllowed, UnsupportedMediaType
 from hw_server.http.middleware import CALL
 from hw_server.http.problems import problem_responses
-from hw_server.operations import BoundOperation, Call, Executor, limit_members, role_in_words
+from hw_server.operations import PUBLIC, BoundOperation, Call, Executor, limit_members, role_in_words
 from hw_server.operations.declaration import RPC
 from hw_server.operations.signature import BODY, QUERY
 
@@ -114,7 +114,7 @@ def _add_route(router: APIRouter, bound: BoundOperation, handlers: dict[str, ASG
         tags=[operation.tag],
         summary=operation.summary,
         description=f"{operation.description}\n\n{role_in_words(operation.role)}".lstrip(),
-        openapi_extra={"x-role": operation.role},
+        openapi_extra={"x-role": operation.role or PUBLIC},
         responses=problem_responses(*statuses),
         route_class_override=Route,
     )

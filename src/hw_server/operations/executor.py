@@ -25,6 +25,7 @@ from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, Operation
 from hw_server.operations.events import Events, Outbox
 from hw_server.operations.feature import Feature, Reference
+from hw_server.operations.fields import JsonObject
 from hw_server.operations.injection import AfterCommit, Context
 from hw_server.operations.signature import PATH_FIELD, read_signature
 from hw_server.operations.turns import Turns
@@ -46,7 +47,8 @@ class BoundOperation:
         self.operation = operation
         self.signature = read_signature(operation, parts)
         self.binder = Binder(operation, self.signature)
-        self.dump: Callable[[Any], bytes] = TypeAdapter(self.signature.returns).serializer.to_json
+        returns = self.signature.returns
+        self.dump: Callable[[Any], bytes] = bytes if returns is JsonObject else TypeAdapter(returns).serializer.to_json
 
 
 class Executor:

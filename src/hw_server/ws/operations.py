@@ -1,12 +1,12 @@
 """The operations that only the socket speaks."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hw_server.auth import Principal
 from hw_server.errors import Conflict, DomainError, RateLimited, Unavailable
-from hw_server.operations import SIGNED_IN, Call, Feature, Operations, Provided, Socket
+from hw_server.operations import SIGNED_IN, Call, Feature, JsonObject, Operations, Provided, Socket
 from hw_server.ws.codes import CloseCode
 from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.openrpc import OpenRpc
@@ -58,7 +58,7 @@ async def refresh(
 
 
 @operations.rpc("rpc.discover", public=True)
-async def discover(openrpc: Provided[OpenRpc]) -> dict[str, Any]:
+async def discover(openrpc: Provided[OpenRpc]) -> JsonObject:
     """Get the OpenRPC document."""
     return openrpc.document
 
