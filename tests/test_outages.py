@@ -92,10 +92,11 @@ async def test_without_postgresql_nothing_is_acknowledged(
 ) -> None:
     async with stopped(fragile, "postgresql") as ends:
         statuses, made = await exercise(dave, ends)
-        health = await dave.get("/health")
+        health, ready = await dave.get("/health"), await dave.get("/health/ready")
         seen = (await dave.get("/api/notes")).headers["x-request-id"]
     assert (statuses, made) == ({503}, [])
     assert (health.status_code, health.json()["components"]["postgresql"]["status"]) == (503, "down")
+    assert ready.status_code == 200
     await until(lambda: healthy(dave))
     assert (await dave.post("/api/notes", json={"title": str(uuid.uuid4())})).status_code == 201
 

@@ -20,14 +20,22 @@ from tests.conftest import Running, Serve, until
 from tests.provider import Provider
 
 Token = Callable[[str], str]
+HEALTH = ("/health", "/health/ready")
 
 
 async def test_health_names_every_component(server: Running) -> None:
     async with server.client() as client:
         report = (await client.get("/health")).json()
-        assert (await client.get("/health/live")).json() == {"status": "ok"}
+        for path in ("/health/live", "/health/ready"):
+            assert (await client.get(path)).json() == {"status": "ok"}
     assert report["status"] == "ok"
     assert set(report["components"]) == {"postgresql", "redis_cache", "redis_auth", "identity"}
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-Ip"])
+async def test_health_names_nothing_to_strangers(server: Running, header: str) -> None:
+    async with server.client() as client:
+        assert (await client.get("/health", headers={header: "for=192.0.2.1"})).json() == {"status": "ok"}
 
 
 async def test_counts_requests_by_route(server: Running, dave: httpx.AsyncClient) -> None:
@@ -40,6 +48,18 @@ async def test_counts_requests_by_route(server: Running, dave: httpx.AsyncClient
     assert not [name for name in after if "/api/notes/4611" in name]
 
 
+async def test_probes_are_counted_nowhere(server: Running) -> None:
+    """Else the error rate would be that of the probes at night, when nobody else asks."""
+    async with server.client() as client:
+        for path in ("/health", "/health/ready", "/health/live", "/metrics"):
+            await client.get(path, headers={"X-Request-ID": "a-probe-of-this"})
+            await client.post(path)
+        await client.get("/api/me", headers={"X-Request-ID": "a-user-of-this"})
+    await until(lambda: server.lines_of("a-user-of-this"))
+    assert not server.lines_of("a-probe-of-this")
+    assert not [name for name in await server.metrics() if "/health" in name or "/metrics" in name]
+
+
 async def test_exports_what_the_design_promises(server: Running, token: Token) -> None:
     async with server.socket(token("dave")) as socket:
         await socket.call("notes.list")
@@ -49,6 +69,40 @@ async def test_exports_what_the_design_promises(server: Running, token: Token) -
         "ws_messages_total", "ws_rpc_duration_seconds_count", "db_pool_connections", "db_query_duration_seconds_count",
         "redis_up", "redis_command_duration_seconds_count", "auth_attempts_total", "audit_rows_total", "db_up",
     }  # fmt: skip
+
+
+async def test_the_event_loop_s_lag_is_measured(serve: Serve) -> None:
+    with serve() as running:
+        before = await until(lambda: looks(running))
+        with asleep(psutil.Process(running.process.pid)):
+            await asyncio.sleep(1.5)
+
+        async def noticed() -> bool:
+            return (await running.metrics())["event_loop_lag_seconds_sum"] > before + 1
+
+        await until(noticed)
+
+
+async def looks(running: Running) -> float | None:
+    metrics = await running.metrics()
+    return metrics["event_loop_lag_seconds_sum"] if metrics["event_loop_lag_seconds_count"] else None
+
+
+async def test_what_workers_cost_adds_up(serve: Serve) -> None:
+    async with two_workers(serve) as (running, workers):
+
+        async def sampled() -> bool:
+            metrics = await running.metrics()
+            memory = sum(worker.memory_info().rss for worker in workers)
+            assert metrics["process_max_fds"] == workers[0].rlimit(psutil.RLIMIT_NOFILE)[0]
+            assert metrics["process_start_time_seconds"] == pytest.approx(max(w.create_time() for w in workers), abs=1)
+            return (
+                metrics["process_resident_memory_bytes"] == pytest.approx(memory, rel=0.2)
+                and metrics["process_open_fds"] == pytest.approx(sum(worker.num_fds() for worker in workers), abs=6)
+                and metrics["process_cpu_seconds_total"] > sum(sum(w.cpu_times()[:2]) for w in workers) / 2
+            )
+
+        await until(sampled)
 
 
 async def test_a_request_can_be_found_in_the_log(server: Running, dave: httpx.AsyncClient) -> None:
@@ -142,6 +196,27 @@ async def test_a_dead_worker_is_replaced(serve: Serve) -> None:
         await until(lambda: workers_counted(running, 2))
 
 
+async def test_a_worker_that_hangs_is_replaced(serve: Serve, token: Token) -> None:
+    async with two_workers(serve, HW_HTTP__WORKER_TIMEOUT="2") as (running, before):
+        before[0].suspend()
+        await until(lambda: not before[0].is_running())
+        await until(lambda: len(psutil.Process(running.process.pid).children()) == 2)
+        await until(lambda: workers_counted(running, 2))
+        assert [await status(running, token("dave")) for _ in range(20)] == [200] * 20
+        assert before[1].is_running()
+    assert [line["pid"] for line in running.log() if line["event"] == "worker_hangs"] == [before[0].pid]
+
+
+async def test_a_stopped_parent_replaces_nobody_that_works(serve: Serve) -> None:
+    async with two_workers(serve, HW_HTTP__WORKER_TIMEOUT="2") as (running, before):
+        with asleep(parent := psutil.Process(running.process.pid)):
+            await asyncio.sleep(3)
+            assert await workers_counted(running, 2)
+        await until(lambda: parent.status() == "sleeping")
+        await asyncio.sleep(0.5)  # more than two of its looks at the workers
+        assert parent.children() == before
+
+
 async def test_workers_that_crash_without_end_end_the_server(serve: Serve) -> None:
     async with two_workers(serve) as (running, _):
         parent = psutil.Process(running.process.pid)
@@ -168,9 +243,11 @@ async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncp
     with serve(HW_HTTP__DRAIN_DELAY="1", HW_AUDIT__FLUSH_INTERVAL="30") as running:
         async with running.socket(token("alice")) as socket, running.client(token("alice")) as client:
             response = await client.get("/api/notes")
+            assert "connection" not in response.headers
             running.process.send_signal(signal.SIGTERM)
-            health = await until(lambda: _draining(client))
-            assert (health.status_code, (await client.get("/api/notes")).status_code) == (503, 200)
+            statuses = [(await until(lambda path=path: draining(client, path))).status_code for path in HEALTH]
+            last = await client.get("/api/notes")
+            assert (statuses, last.status_code, last.headers["connection"]) == ([503, 503], 200, "close")
             assert (await socket.read())["method"] == "server.draining"
             assert await socket.closed() == (1001, "going_away")
         assert await asyncio.to_thread(running.process.wait, 30) == 0
@@ -179,8 +256,8 @@ async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncp
     assert running.log()[-1]["event"] == "stopped"
 
 
-async def _draining(client: httpx.AsyncClient) -> httpx.Response | None:
-    response = await client.get("/health")
+async def draining(client: httpx.AsyncClient, path: str) -> httpx.Response | None:
+    response = await client.get(path)
     return response if response.json()["status"] == "draining" else None
 
 
@@ -217,7 +294,14 @@ async def test_both_documents_list_every_operation(server: Running, dave: httpx.
     openapi, openrpc = (await dave.get("/openapi.json")).json(), (await dave.get("/openrpc.json")).json()
     routes = {method["operationId"] for path in openapi["paths"].values() for method in path.values()}
     methods = {method["name"] for method in openrpc["methods"]}
-    only_http = {"topic.events", "audit.export", "sessions.backchannel_logout", "health.get", "health.live"}
+    only_http = {
+        "topic.events",
+        "audit.export",
+        "sessions.backchannel_logout",
+        "health.get",
+        "health.ready",
+        "health.live",
+    }
     only_rpc = {
         "topic.subscribe",
         "topic.unsubscribe",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
-from fastapi.responses import JSONResponse, Response
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hw_server import __version__
@@ -20,7 +20,7 @@ from hw_server.console import add_console
 from hw_server.db import Database
 from hw_server.health import Health
 from hw_server.health import router as health_router
-from hw_server.http.docs import add_documents, sign_in_scheme
+from hw_server.http.docs import add_discovery, add_documents, sign_in_scheme
 from hw_server.http.guard import guarded
 from hw_server.http.middleware import (
     AccessLogMiddleware,
@@ -33,6 +33,7 @@ from hw_server.http.middleware import (
 from hw_server.http.routes import OperationPaths, add_operations
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
+from hw_server.observability.process import ProcessMonitor
 from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, FailureLimit, Feature, Turns
 from hw_server.operations.events import Outbox
 from hw_server.ratelimit import ConnectionLimiter, RateLimiter
@@ -111,7 +112,9 @@ def create_app(
         settings, hub, dispatcher.handle, metrics, admission, sign_in, audit, failures, accounting
     )
     services = [construct(parts) for feature in features for construct in feature.services]
-    supervisor = Supervisor([*services, signing_keys, revocations, health, deadlines, hub], on_failure)
+    supervisor = Supervisor(
+        [*services, signing_keys, revocations, health, deadlines, hub, ProcessMonitor(metrics)], on_failure
+    )
 
     async def close_sockets(timeout: float) -> None:
         await asyncio.gather(parts[EventStreams].close_all(timeout), hub.close_all(timeout))
@@ -134,6 +137,7 @@ def create_app(
     # A redirect of `/things/` to `/things` would send the client to the host name that it gave itself in `Host`.
     api = FastAPI(
         title="hw-server",
+        openapi_url="/openapi.json" if settings.http.docs else None,
         version=__version__,
         lifespan=lifespan,
         docs_url=None,
@@ -147,21 +151,24 @@ def create_app(
             api.include_router(guarded(feature, audit, settings.audit.record_reads))
     add_operations(api.router, executor, sign_in_scheme(), settings.http.max_json_members)
     api.include_router(health_router)
-    add_documents(api, settings.oidc, signing_keys)
-    add_console(api, settings)
-
-    @api.get("/openrpc.json", include_in_schema=False)
-    async def openrpc_document() -> Response:
-        return Response(openrpc.document, media_type="application/json")
-
-    @api.get("/asyncapi.json", include_in_schema=False)
-    async def asyncapi_document() -> JSONResponse:
-        return JSONResponse(asyncapi.describe(registry, settings.http.public_url))
+    if settings.http.docs or settings.http.console:
+        add_discovery(api, settings.oidc, signing_keys)
+    if settings.http.docs:
+        add_documents(
+            api,
+            settings.oidc,
+            {
+                "/openrpc.json": lambda: openrpc.document,
+                "/asyncapi.json": lambda: to_json(asyncapi.describe(registry, settings.http.public_url)),
+            },
+        )
+    if settings.http.console:
+        add_console(api, settings)
 
     exempt = frozenset(f"/api{path}" for feature in features for path in feature.exempt)
     # FastAPI's own default middleware is left out; the exit stack is what its dependencies need. Outermost first:
     middleware: list[Callable[[ASGIApp], ASGIApp]] = [
-        lambda app: AccessLogMiddleware(app, settings.http, accounting, metrics),
+        lambda app: AccessLogMiddleware(app, settings.http, accounting, metrics, lambda: health.draining),
         lambda app: cors(app, settings.http.cors_origins),
         ExceptionMiddleware,
         lambda app: TrustedHostMiddleware(app, settings.http),

@@ -1,8 +1,8 @@
 """Runs the application under uvicorn: one worker in this process, or several under a small parent."""
 
 import asyncio
+import contextlib
 import math
-import os
 import resource
 import signal
 import socket
@@ -32,14 +32,17 @@ BACKLOG = 2048
 RESTART_PAUSE = 1.0  # seconds before a dead worker is replaced
 CRASH_TIME = 10.0  # seconds; a worker that ends sooner after its start has crashed
 CRASHES = 5  # crashes in a row for each worker after which the parent gives up
+HEARTBEAT = 0.5  # seconds between two signs of life of a worker
+START_TIME = 60.0  # seconds; until its first sign of life a worker imports and starts its services
 CALLS_SHARE = 2 / 3  # of the shutdown's time, for calls and requests to end; the rest is for services and pools
 
 
 class Server(uvicorn.Server):
-    """uvicorn closes its sockets right on SIGTERM; here the application drains first, still accepting. `parent` is the
-    end of a pipe that reads as ended once the parent process is gone: no worker stays behind on its own."""
+    """uvicorn closes its sockets right on SIGTERM; here the application drains first, still accepting. `parent` is a socket to
+    the parent process, which gets a byte every `HEARTBEAT` seconds while the event loop turns, and which reads as ended once that
+    process is gone: no worker stays behind on its own."""
 
-    def __init__(self, settings: Settings, parent: int | None = None) -> None:
+    def __init__(self, settings: Settings, parent: socket.socket | None = None) -> None:
         self._failed = False
         self._parent = parent
         self._drain_delay = settings.http.drain_delay
@@ -84,7 +87,15 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._parent is not None:
+            self._parent.setblocking(False)
             asyncio.get_running_loop().add_reader(self._parent, self._orphaned)
+            self._beat(self._parent)
+
+    def _beat(self, parent: socket.socket) -> None:
+        # Where nobody reads, as after a stop of the parent, the buffer is full: signs of life enough.
+        with contextlib.suppress(OSError):
+            parent.send(b".")
+        asyncio.get_running_loop().call_later(HEARTBEAT, self._beat, parent)
 
     def _orphaned(self) -> None:
         assert self._parent is not None
@@ -111,7 +122,7 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run_worker(settings: Settings, bound: socket.socket, parent: int | None = None) -> int:
+def run_worker(settings: Settings, bound: socket.socket, parent: socket.socket | None = None) -> int:
     """Serves until a signal; the exit code is 1 where a part of the server failed."""
     logging.configure(settings.log)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -131,21 +142,49 @@ def _loop() -> Any:
     return uvloop.new_event_loop()
 
 
+def start_worker(bound: socket.socket, environment: dict[str, str]) -> "tuple[subprocess.Popen[bytes], socket.socket]":
+    """A process that runs `main`, and this end of the socket between it and its parent, for the parent alone to hold."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    passed = [bound.fileno(), theirs.fileno()]
+    command = [sys.executable, "-m", "hw_server.server", *map(str, passed)]
+    process = subprocess.Popen(command, env=environment, pass_fds=passed)  # noqa: S603
+    theirs.close()
+    return process, ours
+
+
+class Worker:
+    """A process of `Workers`."""
+
+    def __init__(self, bound: socket.socket, environment: dict[str, str]) -> None:
+        self.process, self._socket = start_worker(bound, environment)
+        self.started = self._heard = time.monotonic()
+        self._beats = False
+
+    def silent(self, timeout: float) -> bool:
+        """Whether its event loop has stood still for that many seconds."""
+        with contextlib.suppress(OSError):  # nothing has come
+            if self._socket.recv(65_536):
+                self._heard, self._beats = time.monotonic(), True
+        return time.monotonic() - self._heard > (timeout if self._beats else max(timeout, START_TIME))
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 class Workers:
-    """The parent of several workers on one listening socket: replaces the dead, passes on the end."""
+    """The parent of several workers on one listening socket: replaces those that ended or hang, passes on the end."""
 
     def __init__(self, settings: Settings, bound: socket.socket, environment: dict[str, str]) -> None:
         self._environment = environment
         self._count = settings.http.workers
+        self._silence = settings.http.worker_timeout
         self._timeout = settings.http.drain_delay + settings.http.shutdown_timeout + 5
         self._bound = bound
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._started: dict[int, float] = {}  # by process id
+        self._workers: list[Worker] = []
         self._crashes = 0  # in a row
         self._stopping = False
         self._metrics_folder = ""
-        # Workers read the end of the first once this process, which alone holds the second, is gone.
-        self._watched, self._held = os.pipe()
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -154,28 +193,27 @@ class Workers:
             self._metrics_folder = folder
             environment = {**self._environment, MULTIPROCESS_DIR: folder}
             while not self._stopping:
-                self._processes = [process for process in self._processes if self._alive(process)]
+                self._workers = [worker for worker in self._workers if self._works(worker)]
                 if self._crashes >= CRASHES * self._count:
                     log.error("workers_crash_looping", crashes=self._crashes)
                     return max(1, self._end())
-                while len(self._processes) < self._count and not self._stopping:
-                    self._processes.append(self._start(environment))
+                while len(self._workers) < self._count and not self._stopping:
+                    self._workers.append(Worker(self._bound, environment))
                 time.sleep(0.2)
             return self._end()
 
-    def _start(self, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-        passed = [self._bound.fileno(), self._watched]
-        command = [sys.executable, "-m", "hw_server.server", *map(str, passed)]
-        process = subprocess.Popen(command, env=environment, pass_fds=passed)  # noqa: S603
-        self._started[process.pid] = time.monotonic()
-        return process
-
-    def _alive(self, process: "subprocess.Popen[bytes]") -> bool:
-        code = process.poll()
-        if code is None:
-            return True
+    def _works(self, worker: Worker) -> bool:
+        """Ends a worker that hangs: its connections would wait for as long as their clients do."""
+        process = worker.process
+        if process.poll() is None:
+            if not worker.silent(self._silence):
+                return True
+            log.error("worker_hangs", pid=process.pid, seconds=self._silence)
+            process.kill()
+        code = process.wait()
+        worker.close()
         log.error("worker_ended", pid=process.pid, code=code)
-        crashed = time.monotonic() - self._started.pop(process.pid) < CRASH_TIME
+        crashed = time.monotonic() - worker.started < CRASH_TIME
         self._crashes = self._crashes + 1 if crashed else 0
         # What it counted stays, what it held is gone.
         mark_process_dead(process.pid, path=self._metrics_folder)  # type: ignore[no-untyped-call]
@@ -187,22 +225,23 @@ class Workers:
         self._stopping = True
 
     def _end(self) -> int:
-        for process in self._processes:
+        processes = [worker.process for worker in self._workers]
+        for process in processes:
             process.terminate()
         deadline = time.monotonic() + self._timeout
-        for process in self._processes:
+        for process in processes:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 log.error("worker_killed", pid=process.pid)
                 process.kill()
-        return max((process.wait() for process in self._processes), default=0)
+        return max((process.wait() for process in processes), default=0)
 
 
 def main() -> int:
-    """A worker started by `Workers`: the arguments are the numbers of its listening socket and of its parent's pipe."""
-    bound, parent = map(int, sys.argv[1:])
-    return run_worker(load(), socket.socket(fileno=bound), parent)
+    """A worker: the arguments are the numbers of its listening socket and of the socket to its parent."""
+    bound, parent = (socket.socket(fileno=int(number)) for number in sys.argv[1:])
+    return run_worker(load(), bound, parent)
 
 
 if __name__ == "__main__":

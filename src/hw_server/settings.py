@@ -64,6 +64,12 @@ class HttpSettings(Group):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
     workers: int = Field(1, ge=1, le=256, description="Worker processes of `hw serve`.")
+    worker_timeout: float = Field(
+        30.0,
+        ge=2,
+        le=600,
+        description="Longest time that one of several workers hangs before it is replaced, seconds.",
+    )
     public_url: str = Field("http://localhost:8000", description="Where clients reach the server; used in documents.")
     trusted_proxies: Networks = Field(
         (),
@@ -95,6 +101,8 @@ class HttpSettings(Group):
         le=120,
         description="Seconds between readiness off and the end of accepting, for load balancers.",
     )
+    docs: bool = Field(True, description="Serve `/docs`, `/openapi.json`, `/openrpc.json` and `/asyncapi.json`.")
+    console: bool = Field(True, description="Serve the console at `/`.")
     shutdown_timeout: float = Field(15.0, gt=0, le=300, description="Longest whole shutdown after the drain, seconds.")
 
 

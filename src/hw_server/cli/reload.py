@@ -2,7 +2,6 @@
 wait while there is no worker instead of being refused."""
 
 import hashlib
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from types import FrameType
 import structlog
 import typer
 
+from hw_server.server import start_worker
 from hw_server.settings import Settings
 
 log = structlog.get_logger()
@@ -67,8 +67,7 @@ class Reloader:
         self._migrate = migrate
         self._timeout = settings.http.drain_delay + settings.http.shutdown_timeout + 5
         self._stopping = threading.Event()
-        # The worker ends once this process, which alone holds the second, is gone.
-        self._watched, self._held = os.pipe()
+        self._held: socket.socket | None = None  # the worker ends once it is closed, as with the end of this process
 
     def run(self) -> int:
         try:
@@ -103,9 +102,10 @@ class Reloader:
     def _start(self) -> "subprocess.Popen[bytes]":
         if self._settings.database.migrate_on_start:
             self._migrate(self._settings)
-        passed = [self._bound.fileno(), self._watched]
-        command = [sys.executable, "-m", "hw_server.server", *map(str, passed)]
-        return subprocess.Popen(command, env=self._environment, pass_fds=passed)  # noqa: S603
+        if self._held is not None:
+            self._held.close()
+        process, self._held = start_worker(self._bound, self._environment)
+        return process
 
     def _start_changed(self) -> "subprocess.Popen[bytes] | None":
         try:

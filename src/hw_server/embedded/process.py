@@ -36,6 +36,7 @@ class ProcessSpec:
     user: int | None = None
     stop_signal: int = signal.SIGTERM
     timeout: float = 60.0  # seconds to become ready
+    stop_timeout: float = 30.0  # seconds to end by itself
     folder: Path | None = None
     # What it is started from, each with a digest: a process that was started from something else is out of date.
     started_from: Mapping[str, str] = field(default_factory=dict)
@@ -139,15 +140,20 @@ class Process:
             time.sleep(0.05)
         self.spec.finish()
 
-    def stop(self, timeout: float = 30.0) -> bool:
-        """Ends it, by force after `timeout` seconds; False where it did not run."""
+    def ask_to_stop(self) -> None:
+        """So that several end at the same time; `stop` waits for the end."""
+        if (pid := self.pid) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, self.spec.stop_signal)
+
+    def stop(self, timeout: float | None = None) -> bool:
+        """Ends it, by force after `timeout` seconds (default: the spec's); False where it did not run."""
         pid = self.pid
         if pid is None:
             self._record.unlink(missing_ok=True)
             return False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, self.spec.stop_signal)
-        deadline = time.monotonic() + timeout
+        self.ask_to_stop()
+        deadline = time.monotonic() + (self.spec.stop_timeout if timeout is None else timeout)
         while self.pid is not None and time.monotonic() < deadline:
             time.sleep(0.05)
         if self.pid is not None:
@@ -164,15 +170,11 @@ class Process:
         """Raises `EmbeddedError` where another program holds the port this one is to start on."""
         if self.pid is not None:
             return
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", self.spec.port))
-            except OSError:
-                raise EmbeddedError(
-                    f"port {self.spec.port}, which {self.spec.name} needs, is taken{_holder(self.spec.port)}; "
-                    f"stop that program or choose another port with {self.spec.option}"
-                ) from None
+        if not free(self.spec.port):
+            raise EmbeddedError(
+                f"port {self.spec.port}, which {self.spec.name} needs, is taken{_holder(self.spec.port)}; "
+                f"stop that program or choose another port with {self.spec.option}"
+            )
 
     def _last_words(self) -> str:
         try:
@@ -180,6 +182,17 @@ class Process:
         except OSError:
             lines = []
         return " / ".join(line.strip() for line in lines[-3:])[-400:] or "it wrote nothing"
+
+
+def free(port: int) -> bool:
+    """Whether no program holds this port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _started_at(pid: int) -> str | None:

@@ -2,6 +2,7 @@ import asyncio
 import time
 from typing import Any, Literal
 
+import structlog
 from pydantic import BaseModel, Field
 
 from hw_server.auth.jwks import SigningKeys
@@ -9,6 +10,8 @@ from hw_server.db import Database
 from hw_server.errors import DomainError
 from hw_server.observability.metrics import Metrics
 from hw_server.redis import AuthRedis, CacheRedis
+
+log = structlog.get_logger()
 
 INTERVAL = 5.0  # seconds between two checks of the background service
 MAX_AGE = 1.0  # seconds; a younger report is not made again
@@ -22,8 +25,14 @@ class Component(BaseModel):
 
 
 class Report(BaseModel):
+    """`components` are left out where the request came through a proxy: they name the parts behind the server."""
+
     status: Literal["ok", "degraded", "down", "draining"]
-    components: dict[str, Component]
+    components: dict[str, Component] | None = Field(None, exclude_if=lambda value: value is None)
+
+
+class Readiness(BaseModel):
+    status: Literal["ok", "starting", "draining"]
 
 
 class Health:
@@ -48,10 +57,22 @@ class Health:
         """From now on the process is not ready."""
         self.draining = True
 
+    @property
+    def readiness(self) -> Readiness:
+        """Not what the components say: with PostgreSQL away the server is to answer clients itself. It has started once each
+        component was tried."""
+        if self.draining:
+            return Readiness(status="draining")
+        return Readiness(status="starting" if self._report is None else "ok")
+
     async def report(self) -> Report:
         async with self._lock:
             if self._report is None or time.monotonic() - self._checked > MAX_AGE:
-                self._report = await self._check()
+                report = await self._check()
+                if self._report is None or report.status != self._report.status:
+                    down = [name for name, part in (report.components or {}).items() if part.status == "down"]
+                    log.info("health", status=report.status, down=down)
+                self._report = report
                 self._checked = time.monotonic()
         if self.draining:
             return self._report.model_copy(update={"status": "draining"})

@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from random import getrandbits
 
 import structlog
@@ -22,7 +23,9 @@ log = structlog.get_logger("http")
 
 CALL = "hw.call"  # the scope's key of this request's Call
 HEADERS = "hw.headers"  # the scope's key of headers for the response, also where an exception makes it
-EXEMPT_PATHS = frozenset({"/health", "/health/live", "/metrics"})  # requested by probes, often and by any host name
+# Requested by probes, often and by any host name.
+EXEMPT_PATHS = frozenset({"/health", "/health/ready", "/health/live", "/metrics"})
+CLOSE = (b"connection", b"close")
 REFUSALS_PER_MINUTE = 60  # of one address, on paths without admission
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -53,10 +56,19 @@ def add_default_headers(message: Message, request_id: str) -> None:
 
 
 class AccessLogMiddleware:
-    """Request id, security headers, metrics and the request's log line."""
+    """Request id, security headers, metrics and the request's log line. Probes are in neither: they would hide how users
+    fare. While the process is `draining` each answer is the last of its connection, so that clients and proxies turn to others."""
 
-    def __init__(self, app: ASGIApp, settings: HttpSettings, accounting: Accounting, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: HttpSettings,
+        accounting: Accounting,
+        metrics: Metrics,
+        draining: Callable[[], bool],
+    ) -> None:
         self.app = app
+        self._draining = draining
         self._trusted = settings.trusted_proxies
         self._accounting = accounting
         self._in_progress = metrics.http_in_progress
@@ -73,6 +85,8 @@ class AccessLogMiddleware:
                 status, call.answered = message["status"], True
                 add_default_headers(message, call.request_id)
                 message["headers"] += scope.get(HEADERS, ())
+                if self._draining():
+                    message["headers"].append(CLOSE)
             await send(message)
 
         self._in_progress.inc()
@@ -80,9 +94,10 @@ class AccessLogMiddleware:
             await self.app(scope, receive, send_with_headers)
         finally:
             self._in_progress.dec()
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            route = getattr(scope.get("route"), "path", None) or "unmatched"
-            self._accounting.request(call, method, route, status)
+            if scope["path"] not in EXEMPT_PATHS:
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                route = getattr(scope.get("route"), "path", None) or "unmatched"
+                self._accounting.request(call, method, route, status)
 
 
 class ExceptionMiddleware:

@@ -1,0 +1,175 @@
+"""Several servers behind the real Traefik, as `hw up --replicas` starts them, under load: restarts and deaths of one."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+import redis.asyncio as aioredis
+
+from hw_client import Backoff, Client, Event, EventStream, Reset, Subscription
+from hw_server.embedded import Ports, Stack
+from hw_server.ratelimit.connections import LEASE
+from tests.conftest import PROJECT, until
+from tests.notes import environment as notes
+from tests.provider import Provider
+from tests.shell import Shell
+
+SERVERS = ("hw-server-1", "hw-server-2", "hw-server-3")
+WRITERS = 6
+QUICK = Backoff(first=0.05, longest=0.5)
+
+
+class Replicas:
+    """Three servers with rooms, and the shell that started them."""
+
+    def __init__(self, shell: Shell, provider: Provider) -> None:
+        self._shell, self.provider = shell, provider
+        self.url = f"http://127.0.0.1:{shell.ports['--port']}"
+        self.ports = Ports(*(int(port) for port in shell.ports.values()))
+        self._environment = {
+            "HW_FEATURES": "tests.rooms:FEATURES", "PYTHONPATH": str(PROJECT), "HW_RATELIMIT__SOCKETS_PER_USER": "6",
+            "HW_RATELIMIT__HTTP_PER_MINUTE": "1000000", **provider.settings(),
+        }  # fmt: skip
+
+    async def hw(self, *arguments: str) -> str:
+        told = await asyncio.to_thread(self._shell.run, *arguments, **self._environment)
+        assert told.returncode == 0, told.stdout + told.stderr
+        return told.stdout
+
+    async def up(self) -> str:
+        ports = (part for pair in self._shell.ports.items() for part in pair)
+        return await self.hw("up", *ports, "--replicas", "3")
+
+    def pids(self) -> dict[str, Any]:
+        return {name: item["pid"] for name, item in self._shell.status().items() if name in SERVERS}
+
+    def client(self, user: str) -> Client:
+        return Client(self.url, token=lambda: self.provider.token(sub=user), backoff=QUICK, trust_env=False)
+
+
+@pytest.fixture(scope="module")
+async def replicas() -> AsyncIterator[Replicas]:
+    with Shell.temporary() as shell, Provider.running() as provider:
+        replicas = Replicas(shell, provider)
+        await replicas.up()
+        await notes.create_table(Stack(shell.state, replicas.ports))
+        yield replicas
+
+
+class Load:
+    """Writers over HTTP, and readers over sockets and event streams. `failures` are those of each writer's requests, `said` the
+    acknowledged words, `heard` the words of each reader in the order they came, with a None for each reset."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+        self._topic, self._room = "", 0
+        self.said: list[str] = []
+        self.doubtful: set[str] = set()
+        self.failures: list[list[str]] = [[] for _ in range(WRITERS)]
+        self.heard: list[list[str | None]] = []
+        self._streams: list[EventStream] = []
+
+    @asynccontextmanager
+    async def running(self, room: int) -> AsyncIterator["Load"]:
+        """In the end each reader has heard all that was acknowledged, once and in one order."""
+        self._topic, self._room = f"rooms/{room}", room
+        async with contextlib.AsyncExitStack() as stack:
+            readers = [
+                asyncio.create_task(self._listen(user, stream)) for user in ("s1", "s2", "s3") for stream in (0, 1)
+            ]
+            await until(lambda: len(self.heard) == len(readers) and all(stream.connected for stream in self._streams))
+            writers = [asyncio.create_task(self._write(failures)) for failures in self.failures]
+            stack.callback(lambda: [task.cancel() for task in (*readers, *writers)])
+            await self.more(50)
+            yield self
+            await self.more(50)
+            for task in writers:
+                task.cancel()
+            await asyncio.gather(*writers, return_exceptions=True)
+            await until(lambda: all(set(self.said) <= set(heard) for heard in self.heard))
+        await asyncio.gather(*readers, return_exceptions=True)
+        assert all(len(heard) == len(set(heard)) and None not in heard for heard in self.heard)
+        assert all(set(heard) <= {*self.said, *self.doubtful} for heard in self.heard)
+
+    async def more(self, count: int) -> None:
+        wanted = len(self.said) + count
+        await until(lambda: len(self.said) >= wanted, 30)
+
+    async def _write(self, failures: list[str]) -> None:
+        headers = {"Authorization": f"Bearer {self._replicas.provider.token()}"}
+        async with httpx.AsyncClient(
+            base_url=self._replicas.url, headers=headers, timeout=20, trust_env=False
+        ) as client:
+            while True:
+                text = uuid.uuid4().hex
+                self.doubtful.add(text)
+                try:
+                    (await client.post(f"/api/rooms/{self._room}/words", json={"text": text})).raise_for_status()
+                    self.said.append(text)
+                    (await client.get("/api/notes")).raise_for_status()
+                except httpx.HTTPError as error:
+                    failures.append(repr(error))
+                await asyncio.sleep(0.02)
+
+    async def _listen(self, user: str, stream: int) -> None:
+        heard: list[str | None] = []
+        client = self._replicas.client(user)
+        async with contextlib.AsyncExitStack() as stack:
+            if stream:
+                events: EventStream | Subscription[Event | Reset] = client.events([self._topic])
+                self._streams.append(events)
+            else:
+                await stack.enter_async_context(client)
+                events = client.subscribe(self._topic)
+            await stack.enter_async_context(events)
+            self.heard.append(heard)
+            async for event in events:
+                heard.append(None if isinstance(event, Reset) else event.data["text"])
+
+
+async def test_a_rolling_restart_fails_nothing(replicas: Replicas) -> None:
+    before = replicas.pids()
+    load = Load(replicas)
+    async with load.running(room=1):
+        told = await replicas.hw("restart", "--rolling")
+    assert load.failures == [[]] * WRITERS
+    assert [line.strip() for line in told.splitlines()[:3]] == [f"{name} serves again" for name in SERVERS]
+    assert not set(before.values()) & set(replicas.pids().values())
+
+
+async def test_a_killed_server_fails_only_what_it_was_asked(replicas: Replicas) -> None:
+    load = Load(replicas)
+    async with load.running(room=2):
+        os.kill(replicas.pids()["hw-server-2"], signal.SIGKILL)
+        await load.more(300)
+    # Each writer waits for one answer at a time.
+    assert max(len(failures) for failures in load.failures) <= 1
+    assert not [failure for failures in load.failures for failure in failures if "502" not in failure]
+    assert replicas.pids()["hw-server-2"] is None
+    await replicas.up()
+    assert None not in replicas.pids().values()
+
+
+async def test_sockets_of_a_killed_server_count_for_a_lease(replicas: Replicas) -> None:
+    """Until it ends they count against the cap of their user; those that came back count once."""
+    redis = aioredis.from_url(f"redis://127.0.0.1:{replicas.ports.redis}")
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(replicas.client("capped")) for _ in range(3)]
+        os.kill(replicas.pids()["hw-server-3"], signal.SIGKILL)
+        killed = (await redis.time())[0]
+        for client in clients:
+            await until(lambda client=client: client.connected)
+            assert (await client.call("me.get"))["sub"] == "capped"
+        [key] = await redis.keys("*sockets*capped*")
+        leases = dict(await redis.zrange(key, 0, -1, withscores=True))
+        assert len(leases) >= 3
+        assert sum(ends <= killed + LEASE for ends in leases.values()) >= len(leases) - 3
+    await replicas.up()
+    await redis.aclose()
