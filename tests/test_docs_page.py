@@ -67,14 +67,18 @@ def test_shows_the_role_of_each_operation(local: Running) -> None:
     paths: dict[str, Any] = httpx.get(f"{local.url}/openapi.json").json()["paths"]
     for path, method, role, words, signs_in in (
         ("/api/notes", "post", "notes:write", "Needs the role `notes:write`.", True),
-        ("/api/notes/count", "get", None, "Public: needs no token.", False),
+        ("/api/notes/count", "get", "public", "Public: needs no token.", False),
         ("/api/me", "get", "signed-in", "Needs any valid token.", True),
         ("/api/audit-logs/export", "get", "audit:read", "Needs the role `audit:read`.", True),
-        ("/api/auth/backchannel-logout", "post", None, "Public: needs no token.", False),
+        ("/api/auth/backchannel-logout", "post", "public", "Public: needs no token.", False),
     ):
         operation = paths[path][method]
-        assert (operation.get("x-role"), operation["description"].endswith(f"\n\n{words}")) == (role, True)
+        assert (operation["x-role"], operation["description"].endswith(f"\n\n{words}")) == (role, True)
         assert ("security" in operation) == signs_in
+    assert all("x-role" in operation for path in paths.values() for operation in path.values())
+    methods = {method["name"]: method for method in httpx.get(f"{local.url}/openrpc.json").json()["methods"]}
+    roles = [methods[name]["x-role"] for name in ("notes.create", "notes.count", "me.get")]
+    assert roles == ["notes:write", "public", "signed-in"]
 
 
 def test_a_patch_publishes_no_defaults(local: Running) -> None:

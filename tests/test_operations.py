@@ -36,6 +36,8 @@ def test_needs_a_role_or_public() -> None:
         Operations("/things").get("things.list")
     with pytest.raises(ValueError, match="either a role or public"):
         Operations("/things").get("things.list", role="x", public=True)
+    with pytest.raises(ValueError, match="say public=True"):
+        Operations("/things").get("things.list", role="public")
 
 
 async def collision(id: int, body: Body) -> None: ...
@@ -133,6 +135,34 @@ async def test_what_follows_the_commit_undoes_nothing(server: Running, dave: htt
     assert (await dave.get(f"/api/notes/{made.json()['id']}")).status_code == 200
     [line] = await until(lambda: [line for line in server.log() if line["event"] == "after_commit_failed"])
     assert (line["operation"], "nobody listens" in line["error"]) == ("notes.announce", True)
+
+
+@pytest.mark.parametrize("value", ["0", "1700000000", "20201001", "2020-W40-4", "2020-10-01T00:00:00"])
+async def test_a_date_is_written_as_in_rfc_3339(
+    server: Running, dave: httpx.AsyncClient, token: Any, value: str
+) -> None:
+    """Pydantic alone takes numbers as seconds since 1970, in texts too."""
+    async with server.socket(token("dave")) as socket:
+        called = [
+            await socket.call("notes.list", due_to=value),
+            await socket.call("notes.create", title=str(uuid.uuid4()), due=value),
+            await socket.call("audit.list", until=value),
+        ]
+    assert [len(call["error"]["data"]["errors"]) for call in called] == [1, 1, 1]
+    asked = [
+        await dave.get("/api/notes", params={"due_to": value}),
+        await dave.post("/api/notes", json={"title": str(uuid.uuid4()), "due": value}),
+        await dave.get("/api/audit-logs", params={"until": value}),
+        await dave.get("/api/audit-logs/export", params={"until": value}),
+    ]
+    assert [answer.status_code for answer in asked] == [422] * 4
+
+
+async def test_dates_and_moments_are_taken(dave: httpx.AsyncClient) -> None:
+    made = await dave.post("/api/notes", json={"title": str(uuid.uuid4()), "due": "2020-10-01"})
+    assert (made.status_code, made.json()["due"]) == (201, "2020-10-01")
+    for moment in ("2020-10-01T00:00:00Z", "2020-10-01t00:00:00.25z", "2020-10-01 00:00:00.123456+02:00"):
+        assert (await dave.get("/api/audit-logs", params={"until": moment})).json()["items"] == []
 
 
 async def resource_of(dave: httpx.AsyncClient, request_id: str) -> Any:

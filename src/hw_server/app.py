@@ -1,11 +1,13 @@
 """The composition root: every part is constructed here, in order, and handed to those that need it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hw_server import __version__
@@ -28,7 +30,7 @@ from hw_server.http.middleware import (
     TrustedHostMiddleware,
     cors,
 )
-from hw_server.http.routes import add_operations
+from hw_server.http.routes import OperationPaths, add_operations
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.observability.process import ProcessMonitor
@@ -80,7 +82,7 @@ def create_app(
     revocations = parts.add(Revocations, Revocations(settings.oidc, auth, keys, metrics))
     authentication = parts.add(Authentication, Authentication(settings.oidc, verifier, revocations))
     limiter = parts.add(RateLimiter, RateLimiter(settings.ratelimit, cache, keys, metrics))
-    connection_limiter = ConnectionLimiter(settings.ratelimit, cache, keys, metrics)
+    connection_limiter = parts.add(ConnectionLimiter, ConnectionLimiter(settings.ratelimit, cache, keys, metrics))
     parts.add(CountCache, CountCache(cache, keys))
     health = parts.add(Health, Health(db, cache, auth, signing_keys, metrics))
     hub = parts.add(Hub, Hub(settings.ws, connection_limiter, metrics))
@@ -95,12 +97,8 @@ def create_app(
     audit = parts[AuditTrail]
     deadlines = Deadlines(settings.http.request_timeout)
     limits = settings.ratelimit
-    turns = Turns(
-        settings.database.pool_max,
-        limits.calls_per_user,
-        limits.waiting_per_user,
-        metrics.rate_limit_hits.labels("calls"),
-    )
+    hits = metrics.rate_limit_hits.labels("calls")
+    turns = parts.add(Turns, Turns(settings.database.pool_max, limits.calls_per_user, limits.waiting_per_user, hits))
     failures = FailureLimit(settings.audit.failures_per_minute, metrics.audit_rows.labels("suppressed"))
     executor = Executor(
         features, parts, db, audit, parts[Outbox], deadlines, turns, failures, settings.audit.record_reads
@@ -119,8 +117,7 @@ def create_app(
     )
 
     async def close_sockets(timeout: float) -> None:
-        parts[EventStreams].close_all()
-        await hub.close_all(timeout)
+        await asyncio.gather(parts[EventStreams].close_all(timeout), hub.close_all(timeout))
 
     lifecycle = Lifecycle(
         supervisor,
@@ -162,7 +159,7 @@ def create_app(
             settings.oidc,
             {
                 "/openrpc.json": lambda: openrpc.document,
-                "/asyncapi.json": lambda: asyncapi.describe(registry, settings.http.public_url),
+                "/asyncapi.json": lambda: to_json(asyncapi.describe(registry, settings.http.public_url)),
             },
         )
     if settings.http.console:
@@ -177,6 +174,7 @@ def create_app(
         lambda app: TrustedHostMiddleware(app, settings.http),
         lambda app: BodyLimitMiddleware(app, settings.http),
         lambda app: AdmissionMiddleware(app, admission, settings.ratelimit.http_per_minute, exempt, metrics),
+        lambda app: OperationPaths(app, api.router),
         AsyncExitStackMiddleware,
     ]
     web: ASGIApp = api.router

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, Response
 from fastapi.security import OpenIdConnect
 from starlette.staticfiles import StaticFiles
 
@@ -16,6 +16,7 @@ from hw_server.auth.jwks import SigningKeys
 from hw_server.http.addresses import origin
 from hw_server.http.guard import SIGN_IN
 from hw_server.http.problems import problem_schemas
+from hw_server.operations import PUBLIC, role_in_words
 from hw_server.settings import OidcSettings
 
 REDIRECT = "/docs/oauth2-redirect"
@@ -48,13 +49,18 @@ def add_discovery(app: FastAPI, settings: OidcSettings, keys: SigningKeys) -> No
         return {**fields, "grant_types_supported": ["authorization_code"], "scopes_supported": ["openid"]}
 
 
-def add_documents(app: FastAPI, settings: OidcSettings, others: Mapping[str, Callable[[], Any]]) -> None:
+def add_documents(app: FastAPI, settings: OidcSettings, others: Mapping[str, Callable[[], bytes]]) -> None:
     """The API page with OpenAPI; `others` are further documents by their paths."""
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            described()["components"]["schemas"].update(problem_schemas())
+            document = described()
+            document["components"]["schemas"].update(problem_schemas())
+            for operation in (operation for path in document["paths"].values() for operation in path.values()):
+                if "x-role" not in operation:  # a route beside `/api`, such as `/health`
+                    operation["x-role"] = PUBLIC
+                    operation["description"] += f"\n\n{role_in_words(None)}"
         assert app.openapi_schema is not None
         return app.openapi_schema
 
@@ -102,8 +108,8 @@ def add_documents(app: FastAPI, settings: OidcSettings, others: Mapping[str, Cal
         return page_response(bytes(get_swagger_ui_oauth2_redirect_html().body))
 
 
-def _document(describe: Callable[[], Any]) -> Callable[[], Any]:
-    async def document() -> JSONResponse:
-        return JSONResponse(describe())
+def _document(describe: Callable[[], bytes]) -> Callable[[], Any]:
+    async def document() -> Response:
+        return Response(describe(), media_type="application/json")
 
     return document
