@@ -31,6 +31,7 @@ from hw_server.http.middleware import (
 )
 from hw_server.http.routes import add_operations
 from hw_server.observability.logging import RequestLog
+from hw_server.observability.loop import LoopLag
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, FailureLimit, Feature, Turns
 from hw_server.operations.events import Outbox
@@ -114,7 +115,9 @@ def create_app(
         settings, hub, dispatcher.handle, metrics, admission, sign_in, audit, failures, accounting
     )
     services = [construct(parts) for feature in features for construct in feature.services]
-    supervisor = Supervisor([*services, signing_keys, revocations, health, deadlines, hub], on_failure)
+    supervisor = Supervisor(
+        [*services, signing_keys, revocations, health, deadlines, hub, LoopLag(metrics)], on_failure
+    )
 
     async def close_sockets(timeout: float) -> None:
         parts[EventStreams].close_all()

@@ -2,7 +2,15 @@
 
 import os
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+    multiprocess,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -42,13 +50,14 @@ class Metrics:
 
         # Not `ws_connections`: a counter's family name is its name without `_total`, and two families may not share one.
         self.ws_open = gauge("ws_connections_open", "Open sockets.")
+        self.ws_limit = gauge("ws_connections_limit", "Open sockets at most.")
         self.ws_outcomes = counter(
             "ws_connections_total", "Sockets by how the attempt or the connection ended.", "outcome"
         )
         self.ws_messages = counter("ws_messages_total", "Messages.", "direction")
         self.ws_rpc = histogram("ws_rpc_duration_seconds", "Socket calls.", "method", "code")
 
-        self.db_pool_size = gauge("db_pool_connections", "Connections of the pool.", "state")
+        self.db_pool_size = gauge("db_pool_connections", "Connections of the pool, and their limit.", "state")
         self.db_query = histogram("db_query_duration_seconds", "Statements, by first word.", "statement")
         self.db_errors = counter("db_errors_total", "Statements that failed and waits that timed out.", "kind")
         self.db_up = reachable("db_up", "1 while every worker reaches PostgreSQL, else 0.")
@@ -85,6 +94,8 @@ class Metrics:
         self.service_failures = counter(
             "service_item_failures_total", "Items that a background service could not process.", "service"
         )
+        self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop's turns come.")
+        ProcessCollector(registry=self.registry)
         self.workers = gauge("hw_workers", "Worker processes alive.")
         self.workers.set(1)
 

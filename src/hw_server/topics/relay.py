@@ -35,9 +35,11 @@ SESSION = {
     "tcp_keepalives_count": "4",
     "tcp_user_timeout": "12000",
 }
+# `hw restore` sets the last part: a cluster made anew may give the same numbers.
 INCARNATION = """
     SELECT (SELECT oid FROM pg_database WHERE datname = current_database())::text || '-'
            || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+           || coalesce('-' || current_setting('hw.incarnation', true), '')
 """
 ACQUIRE = """
     UPDATE topic_relays SET pid = pg_backend_pid(), fence = nextval('topic_fences'), heartbeat = now()
