@@ -299,22 +299,22 @@ class Broker:
             await self._deliver_batch(channel, batch)
 
     async def _deliver_batch(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
-        channel.receivers = set(self._hub.subscribers(channel.name))
+        receivers = channel.receivers = set(self._hub.subscribers(channel.name))
         streams = list(channel.streams)
         for delivered, stream in enumerate(streams, 1):
             stream.deliver(channel, events)
             if delivered % WRITES == 0:
                 await asyncio.sleep(0)
         self._delivered["sse"].inc(len(streams) * len(events))
-        if not channel.receivers:
+        if not receivers:
             return
-        self._delivered["ws"].inc(len(channel.receivers) * len(events))
-        frame = channel.frame(events)
+        self._delivered["ws"].inc(len(receivers) * len(events))
+        frame, conflates = channel.frame(events), channel.conflates
         keyed: Keyed | None = None
         written = 0
-        while channel.receivers:
-            connection = channel.receivers.pop()
-            if channel.conflates and connection.stalled:
+        while receivers:
+            connection = receivers.pop()
+            if conflates and connection.stalled:
                 keyed = channel.keyed(events) if keyed is None else keyed
                 self._hold(channel, connection, keyed)
             else:
