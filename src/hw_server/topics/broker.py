@@ -190,7 +190,7 @@ class Broker:
                 if later is None:
                     continue  # more came meanwhile than is at hand
                 events += later
-            return events if sum(len(data) for _, data in events) <= MAX_RECOVERED else None
+            return events if sum(len(data) + OVERHEAD for _, data in events) <= MAX_RECOVERED else None
         return None
 
     async def _history(self, channel: Channel, first: int) -> list[tuple[int, bytes]]:
@@ -214,7 +214,7 @@ class Broker:
         while size <= MAX_RECOVERED:
             stored = await self._store.read(channel.name, first, PAGE)
             events += stored.events
-            size += sum(len(data) for _, data in stored.events)
+            size += sum(len(data) + OVERHEAD for _, data in stored.events)
             if len(stored.events) < PAGE:
                 break
             first = events[-1][0] + 1
