@@ -160,13 +160,16 @@ class Broker:
         channel.unused_since = time.monotonic()
 
     async def _join(self, channel: Channel) -> None:
+        subscribed = False
         try:
             await self._feed.subscribe(channel.key.decode())
+            subscribed = True
             stored = await self._store.read(channel.name)
         except BaseException:
             self._channels.pop(channel.key, None)
-            with suppress(Unavailable):
-                await self._feed.unsubscribe(channel.key.decode())
+            if subscribed:
+                with suppress(Unavailable):
+                    await self._feed.unsubscribe(channel.key.decode())
             raise
         channel.epoch, channel.offset = stored.epoch, stored.offset
         channel.live = channel.repairing = True
