@@ -452,10 +452,6 @@ class Broker:
         except Unavailable:
             return
 
-    @property
-    def ready(self) -> bool:
-        return self._feed.connected
-
 
 def _batches(events: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
     """Events that travel together: a client refuses a message that is too long."""
