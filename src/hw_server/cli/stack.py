@@ -407,7 +407,8 @@ def _table(stack: "Stack") -> None:
         ("Health, metrics", f"{base}/health  {base}/metrics"),
         (
             "Identity provider",
-            f"{identity}/admin (admin / admin)" if stack.provider == "keycloak" else identity,
+            identity
+            + ("/admin (admin / admin)" if stack.provider == "keycloak" else "/.well-known/openid-configuration"),
         ),
         ("PostgreSQL", f"postgresql://hw:hw-dev@127.0.0.1:{stack.ports.postgres}/hw_db"),
         ("Valkey", f"redis://127.0.0.1:{stack.ports.redis}"),

@@ -23,6 +23,9 @@ log = structlog.get_logger("http")
 CALL = "hw.call"  # the scope's key of this request's Call
 HEADERS = "hw.headers"  # the scope's key of headers for the response, also where an exception makes it
 EXEMPT_PATHS = frozenset({"/health", "/health/live", "/metrics"})  # requested by probes, often and by any host name
+FORM = b"application/x-www-form-urlencoded"
+FORM_BYTES = 65_536
+FORM_FIELDS = 1000
 REFUSALS_PER_MINUTE = 60  # of one address, on paths without admission
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -121,7 +124,8 @@ class TrustedHostMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies over `http.max_body_bytes`, announced or streamed."""
+    """Refuses bodies over `http.max_body_bytes`, announced or streamed; of forms, whose parser is slow, those over `FORM_BYTES` or
+    `FORM_FIELDS`."""
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self.app = app
@@ -131,18 +135,24 @@ class BodyLimitMiddleware:
         if scope["method"] in WITHOUT_BODY:
             await self.app(scope, receive, send)
             return
+        form = (header(scope, b"content-type") or b"").lower().startswith(FORM)
+        limit = min(self._limit, FORM_BYTES) if form else self._limit
         length = header(scope, b"content-length")
-        if length is not None and (not length.isdigit() or int(length) > self._limit):
-            raise PayloadTooLarge(f"at most {self._limit} bytes")
-        received = 0
+        if length is not None and (not length.isdigit() or int(length) > limit):
+            raise PayloadTooLarge(f"at most {limit} bytes")
+        received = fields = 0
 
         async def receive_limited() -> Message:
-            nonlocal received
+            nonlocal received, fields
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self._limit:
-                    raise PayloadTooLarge(f"at most {self._limit} bytes")
+                if received > limit:
+                    raise PayloadTooLarge(f"at most {limit} bytes")
+                if form:
+                    fields += message.get("body", b"").count(b"&")
+                    if fields > FORM_FIELDS:
+                        raise PayloadTooLarge(f"at most {FORM_FIELDS} fields")
             return message
 
         await self.app(scope, receive_limited, send)
