@@ -1,5 +1,6 @@
 """The composition root: every part is constructed here, in order, and handed to those that need it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from hw_server.http.middleware import (
     TrustedHostMiddleware,
     cors,
 )
-from hw_server.http.routes import add_operations
+from hw_server.http.routes import OperationPaths, add_operations
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, FailureLimit, Feature, Turns
@@ -80,7 +81,7 @@ def create_app(
     revocations = parts.add(Revocations, Revocations(settings.oidc, auth, keys, metrics))
     authentication = parts.add(Authentication, Authentication(settings.oidc, verifier, revocations))
     limiter = parts.add(RateLimiter, RateLimiter(settings.ratelimit, cache, keys, metrics))
-    connection_limiter = ConnectionLimiter(settings.ratelimit, cache, keys, metrics)
+    connection_limiter = parts.add(ConnectionLimiter, ConnectionLimiter(settings.ratelimit, cache, keys, metrics))
     parts.add(CountCache, CountCache(cache, keys))
     health = parts.add(Health, Health(db, cache, auth, signing_keys, metrics))
     hub = parts.add(Hub, Hub(settings.ws, connection_limiter, metrics))
@@ -113,8 +114,7 @@ def create_app(
     supervisor = Supervisor([*services, signing_keys, revocations, health, deadlines, hub], on_failure)
 
     async def close_sockets(timeout: float) -> None:
-        parts[EventStreams].close_all()
-        await hub.close_all(timeout)
+        await asyncio.gather(parts[EventStreams].close_all(timeout), hub.close_all(timeout))
 
     lifecycle = Lifecycle(
         supervisor,
@@ -167,6 +167,7 @@ def create_app(
         lambda app: TrustedHostMiddleware(app, settings.http),
         lambda app: BodyLimitMiddleware(app, settings.http),
         lambda app: AdmissionMiddleware(app, admission, settings.ratelimit.http_per_minute, exempt, metrics),
+        lambda app: OperationPaths(app, api.router),
         AsyncExitStackMiddleware,
     ]
     web: ASGIApp = api.router

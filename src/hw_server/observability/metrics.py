@@ -69,8 +69,16 @@ class Metrics:
         self.audit_flush = histogram("audit_flush_duration_seconds", "Time to write one batch.")
 
         self.topic_published = counter("topic_events_published_total", "Events taken from the outbox to Redis.")
+        self.topic_ephemeral = counter("topic_events_ephemeral_total", "Events sent straight to Redis.")
         self.topic_received = counter("topic_events_received_total", "Events heard of by processes with subscribers.")
         self.topic_delivered = counter("topic_deliveries_total", "Events written to subscribers.", "protocol")
+        self.topic_conflated = counter(
+            "topic_events_conflated_total",
+            "Events that newer ones replaced for subscribers that did not read.",
+            "protocol",
+        )
+        self.topic_streams = gauge("topic_streams_open", "Open event streams.")
+        self.topic_streams_ended = counter("topic_streams_total", "Event streams by how they ended.", "outcome")
         self.topic_resets = counter("topic_resets_total", "Subscriptions told that events are lost to them.")
         self.topic_repairs = counter("topic_repairs_total", "Gaps that were read from history.")
         self.topic_dead_letters = counter("topic_dead_letters_total", "Events given up after their tries.")

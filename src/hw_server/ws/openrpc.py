@@ -11,6 +11,9 @@ from hw_server.operations import PUBLIC, BoundOperation, Feature, JsonObject
 from hw_server.operations.signature import BODY, QUERY
 from hw_server.ws.codes import RPC_ERRORS, CloseCode
 
+NOTIFICATIONS = [
+    "session.expiring", "server.draining", "topic.event", "topic.events", "topic.reset", "topic.unsubscribed",
+]  # fmt: skip
 REF = "#/components/schemas/{model}"
 
 
@@ -34,7 +37,7 @@ class OpenRpc:
                 "errors": {kind.code: {"code": kind.rpc_code, "message": kind.title} for kind in kinds},
             },
             "x-close-codes": {code.name.lower(): int(code) for code in CloseCode},
-            "x-notifications": ["session.expiring", "server.draining"],
+            "x-notifications": NOTIFICATIONS,
         }
         self.document = JsonObject(to_json(document))
 
