@@ -141,21 +141,28 @@ class BodyLimitMiddleware:
         if length is not None and (not length.isdigit() or int(length) > limit):
             raise PayloadTooLarge(f"at most {limit} bytes")
         received = fields = 0
+        refusal: PayloadTooLarge | None = None
 
         async def receive_limited() -> Message:
-            nonlocal received, fields
+            nonlocal received, fields, refusal
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
+                fields += message.get("body", b"").count(b"&") if form else 0
                 if received > limit:
-                    raise PayloadTooLarge(f"at most {limit} bytes")
-                if form:
-                    fields += message.get("body", b"").count(b"&")
-                    if fields > FORM_FIELDS:
-                        raise PayloadTooLarge(f"at most {FORM_FIELDS} fields")
+                    refusal = PayloadTooLarge(f"at most {limit} bytes")
+                elif fields > FORM_FIELDS:
+                    refusal = PayloadTooLarge(f"at most {FORM_FIELDS} fields")
+                if refusal is not None:
+                    raise refusal
             return message
 
-        await self.app(scope, receive_limited, send)
+        try:
+            await self.app(scope, receive_limited, send)
+        except Exception:
+            if refusal is not None:
+                raise refusal from None  # FastAPI makes 400 of whatever ends the reading of a form
+            raise
 
 
 class AdmissionMiddleware:
