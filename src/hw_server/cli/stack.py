@@ -408,6 +408,7 @@ def _application(stack: "Stack", layout: Layout, *, checked: bool = True) -> "li
         environment.setdefault("HW_LOG__FORMAT", "console")
     options = ["--reload"] if layout.reload else []
     started_from = _started_from(environment, options, reload=layout.reload) if checked else {}
+    stop_timeout = _stop_timeout(environment)
     servers = [
         ProcessSpec(
             name=name,
@@ -417,7 +418,7 @@ def _application(stack: "Stack", layout: Layout, *, checked: bool = True) -> "li
             ready=partial(serves, f"http://127.0.0.1:{port}/health"),
             prepare=partial(_migrate, stack) if port == layout.servers[0] else lambda: None,
             option="--port",
-            stop_timeout=_stop_timeout(environment),
+            stop_timeout=stop_timeout,
             started_from=started_from,
         )
         for name, port in zip(_server_names(layout), layout.servers, strict=True)
