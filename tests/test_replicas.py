@@ -40,8 +40,8 @@ class Replicas:
             "HW_RATELIMIT__HTTP_PER_MINUTE": "1000000", **provider.settings(),
         }  # fmt: skip
 
-    async def hw(self, *arguments: str) -> str:
-        told = await asyncio.to_thread(self._shell.run, *arguments, **self._environment)
+    async def hw(self, *arguments: str, **environment: str) -> str:
+        told = await asyncio.to_thread(self._shell.run, *arguments, **self._environment, **environment)
         assert told.returncode == 0, told.stdout + told.stderr
         return told.stdout
 
@@ -149,6 +149,8 @@ class Load:
 async def test_each_server_can_be_looked_at_and_stopped(replicas: Replicas) -> None:
     assert [name for name in SERVERS if f"/{name}.log <==" in await replicas.hw("logs")] == [*SERVERS]
     assert "==>" not in await replicas.hw("logs", "hw-server-2")
+    completing = {"_HW_COMPLETE": "complete_bash", "COMP_WORDS": "hw down ", "COMP_CWORD": "2"}
+    assert {*SERVERS, "traefik"} <= {*(await replicas.hw(**completing)).split()}
     assert await replicas.hw("down", "hw-server-1") == "  hw-server-1 stopped\n"
     assert [name for name, pid in replicas.pids().items() if pid is None] == ["hw-server-1"]
     async with httpx.AsyncClient(base_url=replicas.url, trust_env=False) as client:
