@@ -15,8 +15,8 @@ venv: .venv/complete ## Make the Python environment
 up: venv ## Start everything in the background (ARGS="--reload", "--keycloak" and the like)
 	@$(HW) up $(ARGS) || [ $$? = 130 ]  # ended by Ctrl-C
 
-restart: venv ## Restart the application alone
-	@$(HW) restart || [ $$? = 130 ]
+restart: venv ## Restart the application alone (ARGS=--rolling: one server after the other)
+	@$(HW) restart $(ARGS) || [ $$? = 130 ]
 
 down: venv ## Stop everything; the data stays
 	@$(HW) down

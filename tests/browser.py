@@ -3,9 +3,14 @@
 from playwright.sync_api import Browser, Page
 
 
-def sign_in_and_ask(browser: Browser, url: str, user: str, operation: str = "me.get") -> str:
-    """Signs in on the API page, calls an operation there, and gives back what the page shows."""
+def sign_in_and_ask(
+    browser: Browser, url: str, user: str, operation: str = "me.get", told: list[str] | None = None
+) -> str:
+    """Signs in on the API page, calls an operation there, and gives back what the page shows. `told` takes what the browser
+    has to say of the page, such as what its policy forbids."""
     page = browser.new_page()
+    if told is not None:
+        page.on("console", lambda message: told.append(message.text))
     page.goto(f"{url}/docs")
     page.click("button.authorize")
     page.check(".modal-ux input[type=checkbox]", force=True)

@@ -37,9 +37,13 @@ def frame(
 class RawClient:
     """One TCP connection."""
 
-    def __init__(self, url: str, timeout: float = 20) -> None:
+    def __init__(self, url: str, timeout: float = 20, receive_buffer: int | None = None) -> None:
         parts = urlsplit(url)
-        self.socket = socket.create_connection((parts.hostname or "", parts.port or 80), timeout=timeout)
+        self.socket = socket.socket()
+        if receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(timeout)
+        self.socket.connect((parts.hostname or "", parts.port or 80))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
 
@@ -79,6 +83,14 @@ class RawClient:
         while self.more():
             continue
         return self._buffer
+
+    def read_until(self, text: bytes) -> bytes:
+        """Everything up to and with some text."""
+        while text not in self._buffer:
+            if not self.more():
+                raise ConnectionError
+        found, _, self._buffer = self._buffer.partition(text)
+        return found + text
 
     def take(self, size: int) -> bytes:
         while len(self._buffer) < size:

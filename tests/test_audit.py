@@ -22,6 +22,7 @@ from hw_server.operations.deadlines import Deadline, Deadlines
 from tests.conftest import Running, Serve, until
 from tests.provider import Provider
 from tests.proxy import Proxy
+from tests.raw import RawClient, head
 from tests.test_settings import hw
 
 Token = Callable[[str], str]
@@ -227,6 +228,38 @@ async def test_a_slow_export_holds_no_connection(serve: Serve, token: Token, man
         await until(stuck)
         async with running.client(token("dave")) as client:
             assert (await client.get("/api/notes")).status_code == 200
+
+
+async def test_an_export_that_nobody_reads_is_cut(serve: Serve, token: Token, many: str) -> None:
+    limits = {"HW_HTTP__WRITE_TIMEOUT": "1", "HW_DATABASE__POOL_MAX": "1", "HW_RATELIMIT__CALLS_PER_USER": "1"}
+    with serve(**limits) as running, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", int(running.url.rsplit(":", 1)[1])))
+        head = f"GET /api/audit-logs/export?action={many} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token('dave')}"
+        slow.sendall(f"{head}\r\n\r\n".encode())
+        assert slow.recv(15) == b"HTTP/1.1 200 OK"
+
+        async def cut() -> bool:
+            metrics = await running.metrics()
+            closed = metrics.get('http_connections_closed_total{reason="unread"}')
+            return (closed, metrics["http_requests_in_progress"]) == (1, 1)  # the second is this one
+
+        await until(cut)
+        received = await asyncio.to_thread(read_all, slow)
+        assert not received.endswith(b"0\r\n\r\n")
+        async with running.client(token("dave")) as client:
+            assert (await client.get("/api/notes")).status_code == 200
+        assert "Traceback" not in running.log_file.read_text()
+
+
+async def test_an_export_to_http_1_0_has_no_chunks(server: Running, token: Token, many: str) -> None:
+    with RawClient(server.url) as client:
+        headers = {"Host": "x", "Authorization": f"Bearer {token('dave')}"}
+        client.send(head(f"GET /api/audit-logs/export?action={many} HTTP/1.0", headers))
+        status, start, _ = client.response()
+        lines = client.rest().splitlines()
+    assert (status, b"transfer-encoding" in start, b"connection: close" in start) == (200, False, True)
+    assert len([json.loads(line) for line in lines]) == 20_000
 
 
 async def test_only_auditors_read(alice: httpx.AsyncClient) -> None:

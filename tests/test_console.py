@@ -69,12 +69,25 @@ def test_params_that_are_no_object_are_not_sent(url: str, browser: Browser) -> N
     expect(page.locator("#log li.out")).to_have_count(2)  # session.authenticate, rpc.discover
 
 
-def test_params_are_filled_in_as_declared(url: str, browser: Browser) -> None:
+def test_only_declared_values_are_filled_in(url: str, browser: Browser) -> None:
     page = open_console(browser, url, "alice")
-    page.check("input[value='notes.create']", force=True)
-    expect(page.locator("#params")).to_have_value('{\n  "title": ""\n}')
-    page.click("#declared button:has-text('due')")
-    expect(page.locator("#params")).to_have_value('{\n  "title": "",\n  "due": ""\n}')
+    page.check("input[value='notes.update']", force=True)
+    expect(page.locator("#params")).to_have_value('{\n  "id": \n}')
+    page.click("#declared button:has-text('title')")
+    expect(page.locator("#params")).to_have_value('{\n  "id": ,\n  "title": \n}')
+    for name, value in (("id", "9007199254740991"), ("title", '"a,}: {b"')):
+        page.press("#params", "Control+Enter")
+        expect(page.locator("#problem")).to_have_text(f"{name} has no value yet.")
+        page.keyboard.type(value)  # where the caret was put
+    expect(page.locator("#log li.out")).to_have_count(2)  # session.authenticate, rpc.discover
+    page.click("#declared button:has-text('text')")
+    assert '"title": "a,}: {b",\n  "text": \n' in page.input_value("#params")
+    page.fill("#params", page.input_value("#params").replace(',\n  "text": ', ""))
+    page.press("#params", "Control+Enter")
+    expect(page.locator("#answer")).to_contain_text("there is no note 9007199254740991")
+    page.check("input[value='notes.list']", force=True)
+    page.click("#declared button:has-text('per_page')")
+    expect(page.locator("#params")).to_have_value('{\n  "per_page": 20\n}')
 
 
 def test_signs_out(url: str, browser: Browser) -> None:

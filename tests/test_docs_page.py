@@ -1,12 +1,14 @@
 """The API page in a real browser: sign-in by PKCE, then a request."""
 
+from collections.abc import Callable
 from typing import Any
 
 import httpx
+import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.browser import sign_in_and_ask
-from tests.conftest import Running
+from tests.conftest import Running, Serve
 
 
 def test_signs_in_with_nanoidp(local: Running, browser: Browser) -> None:
@@ -16,6 +18,41 @@ def test_signs_in_with_nanoidp(local: Running, browser: Browser) -> None:
 def test_sends_its_token_to_the_export(local: Running, browser: Browser) -> None:
     told = sign_in_and_ask(browser, local.environment["HW_HTTP__PUBLIC_URL"], "carol", "audit.export")
     assert '"action":' in told
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/oauth2-redirect", "/"])
+def test_no_page_lets_foreign_scripts_in(local: Running, path: str) -> None:
+    policy = httpx.get(f"{local.url}{path}").headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_nothing_of_the_page_is_against_its_policy(local: Running, browser: Browser) -> None:
+    told: list[str] = []
+    sign_in_and_ask(browser, local.environment["HW_HTTP__PUBLIC_URL"], "alice", told=told)
+    assert [text for text in told if "Content Security Policy" in text] == []
+
+
+@pytest.mark.parametrize("off", ["HW_HTTP__DOCS", "HW_HTTP__CONSOLE"])
+def test_pages_can_be_switched_off(serve: Serve, off: str) -> None:
+    pages = {
+        "HW_HTTP__DOCS": ("/docs", "/docs/oauth2-redirect", "/openapi.json", "/openrpc.json", "/asyncapi.json"),
+        "HW_HTTP__CONSOLE": ("/", "/console/console.js", "/console/configuration"),
+    }
+    with serve(**{off: "false"}) as running:
+        for name, paths in pages.items():
+            assert {httpx.get(f"{running.url}{path}").status_code for path in paths} == {404 if name == off else 200}
+
+
+async def test_methods_are_named_to_nobody_unknown_without_documents(
+    serve: Serve, server: Running, token: Callable[[str], str]
+) -> None:
+    async with server.socket() as socket:
+        assert (await socket.call("rpc.discover"))["result"]["methods"]
+    with serve(HW_HTTP__DOCS="false") as running:
+        async with running.socket() as stranger, running.socket(token("bob")) as bob:
+            assert (await stranger.call("rpc.discover"))["error"]["code"] == -32001
+            assert (await bob.call("rpc.discover"))["result"]["methods"]
 
 
 def test_asks_for_no_client_secret(local: Running, browser: Browser) -> None:
@@ -30,14 +67,18 @@ def test_shows_the_role_of_each_operation(local: Running) -> None:
     paths: dict[str, Any] = httpx.get(f"{local.url}/openapi.json").json()["paths"]
     for path, method, role, words, signs_in in (
         ("/api/notes", "post", "notes:write", "Needs the role `notes:write`.", True),
-        ("/api/notes/count", "get", None, "Public: needs no token.", False),
+        ("/api/notes/count", "get", "public", "Public: needs no token.", False),
         ("/api/me", "get", "signed-in", "Needs any valid token.", True),
         ("/api/audit-logs/export", "get", "audit:read", "Needs the role `audit:read`.", True),
-        ("/api/auth/backchannel-logout", "post", None, "Public: needs no token.", False),
+        ("/api/auth/backchannel-logout", "post", "public", "Public: needs no token.", False),
     ):
         operation = paths[path][method]
-        assert (operation.get("x-role"), operation["description"].endswith(f"\n\n{words}")) == (role, True)
+        assert (operation["x-role"], operation["description"].endswith(f"\n\n{words}")) == (role, True)
         assert ("security" in operation) == signs_in
+    assert all("x-role" in operation for path in paths.values() for operation in path.values())
+    methods = {method["name"]: method for method in httpx.get(f"{local.url}/openrpc.json").json()["methods"]}
+    roles = [methods[name]["x-role"] for name in ("notes.create", "notes.count", "me.get")]
+    assert roles == ["notes:write", "public", "signed-in"]
 
 
 def test_a_patch_publishes_no_defaults(local: Running) -> None:

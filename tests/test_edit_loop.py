@@ -111,8 +111,17 @@ def test_up_restarts_what_changed_and_says_so(shell: Shell, shop: Shop) -> None:
     assert "hw-server is restarted: its code changed" in up(shell, shop).stdout
     assert word(url) == "four"
     assert "its settings changed" in up(shell, shop, HW_HTTP__MAX_BODY_BYTES="2000").stdout
-    assert "its settings and options changed" in up(shell, shop, "--workers", "2").stdout
+    assert "its settings and options changed" in up(shell, shop, "--reload").stdout
     assert up(shell, shop).stdout.count("running already") == 3
+
+
+def test_settings_are_shown_as_the_application_uses_them(shell: Shell, shop: Shop) -> None:
+    up(shell, shop, "--workers", "2", "--origin", ORIGIN)
+    rows = json.loads(shell.run("config", "show", "--json", **shop.settings).stdout)
+    used = {row["name"]: row["value"] for row in rows}
+    shown = [used[name] for name in ("log.format", "http.workers", "http.cors_origins", "http.port")]
+    assert shown == ["console", "2", ORIGIN, shell.ports["--port"]]
+    assert "its settings changed" in up(shell, shop).stdout
 
 
 def test_wrong_settings_fail_at_up_and_restart(shell: Shell, shop: Shop) -> None:

@@ -198,10 +198,11 @@ async def test_calls_that_wait_have_a_limit(
 ) -> None:
     limits = {"HW_RATELIMIT__CALLS_PER_USER": "2", "HW_RATELIMIT__WAITING_PER_USER": "3"}
     with serve(**limits) as running:
-        async with running.client(token("alice")) as alice, running.socket(token("alice")) as socket:
-            requests = [asyncio.create_task(alice.get("/api/notes")) for _ in range(7)]
+        async with running.client(token("dave")) as dave, running.socket(token("dave")) as socket:
+            requests = [asyncio.create_task(dave.get("/api/notes")) for _ in range(7)]
             done, waiting = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
             assert (await socket.call("notes.list"))["error"]["code"] == -32029
+            assert (await dave.get("/api/audit-logs/export")).status_code == 429
             await locked.rollback()
             answers = [await request for request in requests]
     assert sorted(answer.status_code for answer in answers) == [200] * 5 + [429] * 2

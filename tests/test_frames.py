@@ -29,6 +29,8 @@ FRAMES: dict[str, tuple[int, str]] = {
     "a method that is no text": (-32600, '{"jsonrpc":"2.0","id":1,"method":7}'),
     "params in a list": (-32600, '{"jsonrpc":"2.0","id":1,"method":"ping","params":[1]}'),
     "an endless id": (-32600, '{"jsonrpc":"2.0","id":1e999,"method":"ping"}'),
+    "an id of 400 digits": (-32600, f'{{"jsonrpc":"2.0","id":{10**400},"method":"ping"}}'),
+    "a negative id of 400 digits in a batch": (-32600, f'[{{"jsonrpc":"2.0","id":-{10**400},"method":"ping"}}]'),
     "an id that is an object": (-32600, '{"jsonrpc":"2.0","id":{},"method":"ping"}'),
     "an unknown method": (-32601, '{"jsonrpc":"2.0","id":1,"method":"notes.explode"}'),
     "a private method": (-32601, '{"jsonrpc":"2.0","id":1,"method":"__init__"}'),
@@ -49,6 +51,7 @@ async def test_answers_an_error_and_goes_on(server: Running, token: Token, case:
     async with server.socket(token("alice")) as socket:
         await socket.raw.send(frame)
         response = await socket.read()
+        [response] = response if isinstance(response, list) else [response]
         assert response["error"]["code"] == code
         assert "Traceback" not in json.dumps(response)
         assert (await socket.call("ping"))["result"] == "pong"

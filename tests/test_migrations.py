@@ -1,11 +1,13 @@
 """Migrations that several people write: what is wrong is said in one line, and what to do."""
 
+import ast
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from hw_server.db.contraction import contractions
 from hw_server.embedded import Stack
 from tests.conftest import free_port
 from tests.copied import Copy
@@ -99,6 +101,55 @@ def test_a_file_that_is_none_is_named(copy: Copy) -> None:
     line = "migrations/versions/202611240009_odd.py is no migration: it needs revision and down_revision\n"
     assert copy.refused("migrate heads") == line
     assert copy.refused("migrate up") == f"migrations failed: {line}"
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ('op.execute("DROP TABLE books")', "drops a table"),
+        ('op.execute("ALTER TABLE books DROP isbn")', "drops a column"),
+        ('op.execute("ALTER TABLE books ADD x int, DROP COLUMN IF EXISTS isbn")', "drops a column"),
+        ('op.execute("ALTER TABLE books RENAME isbn TO number")', "renames"),
+        ('op.execute("ALTER TABLE books ALTER isbn TYPE bigint")', "changes a type"),
+        ('op.execute("alter table books alter column isbn set not null")', "wants NOT NULL"),
+        (
+            'op.execute("ALTER TABLE books ADD price numeric(9, 2) NOT NULL")',
+            "adds a column that is NOT NULL without a default",
+        ),
+        ('op.drop_column("books", "isbn")', "drops a column"),
+        ('op.alter_column("books", "isbn", nullable=False)', "wants NOT NULL"),
+        ('op.execute("SELECT 1; DO $$ BEGIN DROP TABLE books; END $$")', "drops a table"),
+    ],
+)
+def test_what_the_release_before_does_not_survive_is_named(statement: str, told: str) -> None:
+    source = f"def upgrade():\n    {statement}\n\ndef downgrade():\n    op.execute('DROP TABLE books')\n"
+    assert contractions(ast.parse(source)) == [told]
+    assert contractions(ast.parse(f'contract = "no release reads isbn since 0.2"\n{source}')) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE books (id int NOT NULL); ALTER TABLE books ADD isbn text NOT NULL",
+        "ALTER TABLE books ADD isbn text NOT NULL DEFAULT '', ADD pages int",
+        "ALTER TABLE books ADD number bigint GENERATED ALWAYS AS IDENTITY NOT NULL",
+        "ALTER TABLE books DROP CONSTRAINT books_check, ALTER isbn DROP NOT NULL, ALTER isbn DROP DEFAULT",
+        "DROP INDEX books_isbn -- DROP TABLE books",
+        "COMMENT ON TABLE books IS 'RENAME or DROP TABLE'",
+        "CREATE FUNCTION tidy() RETURNS void LANGUAGE plpgsql AS $$ BEGIN DROP TABLE old; END $$",
+    ],
+)
+def test_what_only_expands_is_in_order(statement: str) -> None:
+    assert contractions(ast.parse(f"def upgrade():\n    op.execute({statement!r})\n")) == []
+
+
+def test_a_contraction_is_refused_until_it_is_marked(copy: Copy) -> None:
+    path = write(copy, "contract")
+    path.write_text(path.read_text().replace("SELECT 1", "DROP TABLE audit_replays", 1))
+    line = f"migrations/versions/{path.name} drops a table, which the release before may still use: put it into a later release"
+    assert line in copy.refused("migrate check")
+    path.write_text(path.read_text().replace("down_revision", 'contract = "nothing uses it since 0.2"\ndown_revision'))
+    assert copy.hw("migrate check") == "the migrations are in order\n"
 
 
 def test_an_error_without_text_is_named(copy: Copy) -> None:

@@ -27,10 +27,10 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Copy:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Copy:
-    """Books of authors, and chapters of books."""
+    """Books of authors, and chapters of books, with a topic."""
     copy = Copy.fresh(tmp_path_factory.mktemp("written"))
     copy.hw("new resource books --belongs-to authors")
-    copy.hw("new resource chapters --belongs-to books")
+    copy.hw("new resource chapters --belongs-to books --topic")
     return copy
 
 
@@ -70,7 +70,10 @@ async def test_it_answers_over_both_protocols(books: Running, provider: Provider
     async with books.client(token) as client, books.socket(token) as socket:
         author = (await client.post("/api/authors", json={"name": str(uuid.uuid4())})).json()
         book = (await socket.call("books.create", name=str(uuid.uuid4()), author_id=author["id"]))["result"]
+        await socket.call("topic.subscribe", topic="chapters")
         made = await client.post("/api/chapters", json={"name": str(uuid.uuid4()), "book_id": book["id"]})
+        event = (await socket.read())["params"]["data"]
+        assert (event["action"], event["chapter"]) == ("created", made.json())
         assert (await socket.call("chapters.get", id=made.json()["id"]))["result"] == made.json()
         refused = (await socket.call("authors.delete", id=author["id"]))["error"]["data"]
         assert (refused["code"], refused["detail"]) == ("conflict", "the author has books; delete them first")
@@ -195,3 +198,14 @@ def test_the_document_shows_what_is_written(untouched: Copy, tmp_path: Path) -> 
     assert changed == {path for paths, _ in blocks("in") for path in paths}
     for paths, text in blocks("in"):
         assert all(text in (copy.root / path).read_text() for path in paths), text
+
+
+def test_the_document_shows_what_a_topic_adds(untouched: Copy, tmp_path: Path) -> None:
+    copy = Copy.of(untouched.root, tmp_path)
+    copy.hw("new resource books --belongs-to authors --topic")
+    assert {path for paths, _ in blocks("topic") for path in paths} == {
+        *(f"src/hw_server/books/{file}.py" for file in ("models", "operations", "__init__")),
+        "tests/books/test_books.py",
+    }
+    for [path], text in blocks("topic"):
+        assert text in (copy.root / path).read_text(), text

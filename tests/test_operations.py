@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from hw_server import audit
 from hw_server.app import create_app
 from hw_server.errors import DomainError, InvalidInput
-from hw_server.operations import CountCache, Feature, Operations, Provided, Read
+from hw_server.operations import CountCache, Events, Feature, Operations, Provided, Read
 from hw_server.operations.binding import Binder
 from hw_server.operations.signature import Signature, read_signature
 from hw_server.runtime.parts import Parts
@@ -36,6 +36,8 @@ def test_needs_a_role_or_public() -> None:
         Operations("/things").get("things.list")
     with pytest.raises(ValueError, match="either a role or public"):
         Operations("/things").get("things.list", role="x", public=True)
+    with pytest.raises(ValueError, match="say public=True"):
+        Operations("/things").get("things.list", role="public")
 
 
 async def collision(id: int, body: Body) -> None: ...
@@ -61,6 +63,17 @@ async def whole(id: int) -> None: ...
 def test_refuses_a_declaration(handler: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         bind(handler)
+
+
+async def reads_and_publishes(db: Read, id: int, events: Events) -> None: ...
+async def publishes(id: int, events: Events) -> None: ...
+
+
+def test_events_need_a_transaction() -> None:
+    with pytest.raises(ValueError, match="it changes something without Write"):
+        bind(reads_and_publishes)
+    with pytest.raises(ValueError, match="it only reads, and takes Events"):
+        bind(publishes, "get")
 
 
 async def with_body(db: Read, id: int, body: Body) -> None: ...
@@ -133,6 +146,34 @@ async def test_what_follows_the_commit_undoes_nothing(server: Running, dave: htt
     assert (await dave.get(f"/api/notes/{made.json()['id']}")).status_code == 200
     [line] = await until(lambda: [line for line in server.log() if line["event"] == "after_commit_failed"])
     assert (line["operation"], "nobody listens" in line["error"]) == ("notes.announce", True)
+
+
+@pytest.mark.parametrize("value", ["0", "1700000000", "20201001", "2020-W40-4", "2020-10-01T00:00:00"])
+async def test_a_date_is_written_as_in_rfc_3339(
+    server: Running, dave: httpx.AsyncClient, token: Any, value: str
+) -> None:
+    """Pydantic alone takes numbers as seconds since 1970, in texts too."""
+    async with server.socket(token("dave")) as socket:
+        called = [
+            await socket.call("notes.list", due_to=value),
+            await socket.call("notes.create", title=str(uuid.uuid4()), due=value),
+            await socket.call("audit.list", until=value),
+        ]
+    assert [len(call["error"]["data"]["errors"]) for call in called] == [1, 1, 1]
+    asked = [
+        await dave.get("/api/notes", params={"due_to": value}),
+        await dave.post("/api/notes", json={"title": str(uuid.uuid4()), "due": value}),
+        await dave.get("/api/audit-logs", params={"until": value}),
+        await dave.get("/api/audit-logs/export", params={"until": value}),
+    ]
+    assert [answer.status_code for answer in asked] == [422] * 4
+
+
+async def test_dates_and_moments_are_taken(dave: httpx.AsyncClient) -> None:
+    made = await dave.post("/api/notes", json={"title": str(uuid.uuid4()), "due": "2020-10-01"})
+    assert (made.status_code, made.json()["due"]) == (201, "2020-10-01")
+    for moment in ("2020-10-01T00:00:00Z", "2020-10-01t00:00:00.25z", "2020-10-01 00:00:00.123456+02:00"):
+        assert (await dave.get("/api/audit-logs", params={"until": moment})).json()["items"] == []
 
 
 async def resource_of(dave: httpx.AsyncClient, request_id: str) -> Any:

@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 import redis.asyncio as aioredis
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from hw_client import Backoff, Client, Event, EventStream, Reset, Subscription
 from hw_server.embedded import Ports, Stack
@@ -34,12 +36,12 @@ class Replicas:
         self.url = f"http://127.0.0.1:{shell.ports['--port']}"
         self.ports = Ports(*(int(port) for port in shell.ports.values()))
         self._environment = {
-            "HW_FEATURES": "tests.rooms:FEATURES", "PYTHONPATH": str(PROJECT), "HW_RATELIMIT__SOCKETS_PER_USER": "6",
+            "HW_FEATURES": "tests.rooms:FEATURES", "PYTHONPATH": str(PROJECT), "HW_RATELIMIT__SOCKETS_PER_USER": "4",
             "HW_RATELIMIT__HTTP_PER_MINUTE": "1000000", **provider.settings(),
         }  # fmt: skip
 
-    async def hw(self, *arguments: str) -> str:
-        told = await asyncio.to_thread(self._shell.run, *arguments, **self._environment)
+    async def hw(self, *arguments: str, **environment: str) -> str:
+        told = await asyncio.to_thread(self._shell.run, *arguments, **self._environment, **environment)
         assert told.returncode == 0, told.stdout + told.stderr
         return told.stdout
 
@@ -53,6 +55,13 @@ class Replicas:
     def client(self, user: str) -> Client:
         return Client(self.url, token=lambda: self.provider.token(sub=user), backoff=QUICK, trust_env=False)
 
+    async def refusal(self, user: str) -> int:
+        """The status of a handshake that is refused."""
+        headers = {"Authorization": f"Bearer {self.provider.token(sub=user)}"}
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"{self.url.replace('http', 'ws')}/web", additional_headers=headers, proxy=None)
+        return refused.value.response.status_code
+
 
 @pytest.fixture(scope="module")
 async def replicas() -> AsyncIterator[Replicas]:
@@ -64,14 +73,14 @@ async def replicas() -> AsyncIterator[Replicas]:
 
 
 class Load:
-    """Writers over HTTP, and readers over sockets and event streams. `failures` are those of each writer's requests, `said` the
-    acknowledged words, `heard` the words of each reader in the order they came, with a None for each reset."""
+    """Writers over HTTP, and readers over sockets and event streams. `failures` are those of each writer's requests, `sent` all
+    words, `said` the acknowledged ones, `heard` those of each reader in the order they came, with a None for each reset."""
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
         self._topic, self._room = "", 0
         self.said: list[str] = []
-        self.doubtful: set[str] = set()
+        self.sent: set[str] = set()
         self.failures: list[list[str]] = [[] for _ in range(WRITERS)]
         self.heard: list[list[str | None]] = []
         self._streams: list[EventStream] = []
@@ -95,8 +104,11 @@ class Load:
             await asyncio.gather(*writers, return_exceptions=True)
             await until(lambda: all(set(self.said) <= set(heard) for heard in self.heard))
         await asyncio.gather(*readers, return_exceptions=True)
-        assert all(len(heard) == len(set(heard)) and None not in heard for heard in self.heard)
-        assert all(set(heard) <= {*self.said, *self.doubtful} for heard in self.heard)
+        shortest = min(map(len, self.heard))
+        for heard in self.heard:
+            assert len(heard) == len(set(heard))
+            assert set(heard) <= self.sent
+            assert heard[:shortest] == self.heard[0][:shortest]
 
     async def more(self, count: int) -> None:
         wanted = len(self.said) + count
@@ -109,7 +121,7 @@ class Load:
         ) as client:
             while True:
                 text = uuid.uuid4().hex
-                self.doubtful.add(text)
+                self.sent.add(text)
                 try:
                     (await client.post(f"/api/rooms/{self._room}/words", json={"text": text})).raise_for_status()
                     self.said.append(text)
@@ -132,6 +144,19 @@ class Load:
             self.heard.append(heard)
             async for event in events:
                 heard.append(None if isinstance(event, Reset) else event.data["text"])
+
+
+async def test_each_server_can_be_looked_at_and_stopped(replicas: Replicas) -> None:
+    assert [name for name in SERVERS if f"/{name}.log <==" in await replicas.hw("logs")] == [*SERVERS]
+    assert "==>" not in await replicas.hw("logs", "hw-server-2")
+    completing = {"_HW_COMPLETE": "complete_bash", "COMP_WORDS": "hw down ", "COMP_CWORD": "2"}
+    assert {*SERVERS, "traefik"} <= {*(await replicas.hw(**completing)).split()}
+    assert await replicas.hw("down", "hw-server-1") == "  hw-server-1 stopped\n"
+    assert [name for name, pid in replicas.pids().items() if pid is None] == ["hw-server-1"]
+    async with httpx.AsyncClient(base_url=replicas.url, trust_env=False) as client:
+        assert [(await client.get("/api/notes/count")).status_code for _ in range(6)] == [200] * 6
+    # Those that do not run come first.
+    assert (await replicas.hw("restart", "--rolling")).startswith("  hw-server-1 serves again\n")
 
 
 async def test_a_rolling_restart_fails_nothing(replicas: Replicas) -> None:
@@ -157,19 +182,34 @@ async def test_a_killed_server_fails_only_what_it_was_asked(replicas: Replicas) 
     assert None not in replicas.pids().values()
 
 
-async def test_sockets_of_a_killed_server_count_for_a_lease(replicas: Replicas) -> None:
-    """Until it ends they count against the cap of their user; those that came back count once."""
-    redis = aioredis.from_url(f"redis://127.0.0.1:{replicas.ports.redis}")
-    async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(replicas.client("capped")) for _ in range(3)]
-        os.kill(replicas.pids()["hw-server-3"], signal.SIGKILL)
-        killed = (await redis.time())[0]
-        for client in clients:
-            await until(lambda client=client: client.connected)
-            assert (await client.call("me.get"))["sub"] == "capped"
-        [key] = await redis.keys("*sockets*capped*")
-        leases = dict(await redis.zrange(key, 0, -1, withscores=True))
-        assert len(leases) >= 3
-        assert sum(ends <= killed + LEASE for ends in leases.values()) >= len(leases) - 3
+async def test_a_socket_of_a_killed_server_counts_for_a_lease(replicas: Replicas) -> None:
+    async with aioredis.from_url(f"redis://127.0.0.1:{replicas.ports.redis}") as redis:
+        async with contextlib.AsyncExitStack() as stack:
+            # One at each server.
+            clients = [await stack.enter_async_context(replicas.client("capped")) for _ in SERVERS]
+            os.kill(replicas.pids()["hw-server-3"], signal.SIGKILL)
+            killed = (await redis.time())[0]
+            await until(lambda: not all(client.connected for client in clients))
+            await until(lambda: all(client.connected for client in clients))
+            assert await replicas.refusal("capped") == 429
+
+        async def left() -> list[tuple[bytes, float]] | None:
+            leases: list[tuple[bytes, float]] = await redis.zrange("hw:sockets:capped", 0, -1, withscores=True)
+            return leases if len(leases) == 1 else None
+
+        [(_, ends)] = await until(left)
+        assert ends <= killed + LEASE
     await replicas.up()
-    await redis.aclose()
+
+
+def test_one_server_stands_behind_the_proxy_where_that_is_asked_for() -> None:
+    with Shell.temporary() as shell:
+        assert shell.up("--proxy").returncode == 0
+        status = shell.status()
+        assert {"traefik", "hw-server"} < status.keys()
+        assert str(status["traefik"]["port"]) == shell.ports["--port"]
+        assert shell.get("/api/me", shell.token("dave")).status_code == 200
+        assert "other options" in shell.up().stderr
+        assert "needs several servers" in shell.run("restart", "--rolling").stderr
+        assert shell.up("--reload", "--replicas", "2").returncode == 2
+        assert shell.run("restart").returncode == 0

@@ -8,6 +8,9 @@ import pytest
 
 from tests.conftest import Running
 from tests.raw import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, RawClient, frame
+from tests.traefik import traefik
+
+__all__ = ["traefik"]
 
 Token = Callable[[str], str]
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
@@ -178,10 +181,16 @@ ENDED: dict[str, tuple[bytes, int]] = {
 SPLIT = frame(PING, b"hello") + in_pieces(CALL, 9) + frame(TEXT, padded(300)) + frame(PONG) + frame(TEXT, CALL)
 
 
+@pytest.fixture(scope="module", params=["directly", "through Traefik"])
+def url(request: pytest.FixtureRequest, server: Running) -> str:
+    """Traefik forwards the bytes after an upgrade as they are."""
+    return server.url if request.param == "directly" else str(request.getfixturevalue("traefik"))
+
+
 @pytest.mark.parametrize("case", TAKEN)
-def test_takes(server: Running, token: Token, case: str) -> None:
+def test_takes(url: str, token: Token, case: str) -> None:
     sent, expected = TAKEN[case]
-    with RawClient(server.url) as client:
+    with RawClient(url) as client:
         assert client.handshake(token("alice")) == 101
         client.send(sent)
         frames = client.frames()
@@ -191,18 +200,18 @@ def test_takes(server: Running, token: Token, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ENDED)
-def test_ends(server: Running, token: Token, case: str) -> None:
+def test_ends(url: str, token: Token, case: str) -> None:
     sent, code = ENDED[case]
-    with RawClient(server.url) as client:
+    with RawClient(url) as client:
         assert client.handshake(token("alice")) == 101
         client.send(sent + frame(PONG) * 50)  # more of the same, which is not read any more
         assert client.close_code() == code
 
 
 @pytest.mark.parametrize("start", range(1, len(SPLIT), 40))
-def test_a_frame_may_come_in_two_pieces(server: Running, token: Token, start: int) -> None:
+def test_a_frame_may_come_in_two_pieces(url: str, token: Token, start: int) -> None:
     """Cut at every byte; a connection for some cuts, as control frames have a limit."""
-    with RawClient(server.url) as client:
+    with RawClient(url) as client:
         client.handshake(token("alice"))
         frames = client.frames()
         for cut in range(start, min(start + 40, len(SPLIT))):
@@ -212,8 +221,8 @@ def test_a_frame_may_come_in_two_pieces(server: Running, token: Token, start: in
             assert [next(frames) for _ in range(3)] == [(TEXT, ANSWER)] * 3
 
 
-def test_a_frame_may_come_byte_by_byte(server: Running, token: Token) -> None:
-    with RawClient(server.url) as client:
+def test_a_frame_may_come_byte_by_byte(url: str, token: Token) -> None:
+    with RawClient(url) as client:
         client.handshake(token("alice"))
         for byte in SPLIT:
             client.send(bytes((byte,)))

@@ -15,7 +15,7 @@ from tests.provider import Provider
 # refused (a path of one operation may also be an id of another).
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
-    "response_schema_conformance,missing_required_header,ignored_auth"
+    "response_schema_conformance,negative_data_rejection,missing_required_header,ignored_auth"
 )
 OPTIONS = [
     "--phases", "examples,coverage,fuzzing", "--checks", CHECKS, "--seed", "20261124", "--max-examples", "20", "--max-time", "120",

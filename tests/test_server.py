@@ -71,6 +71,40 @@ async def test_exports_what_the_design_promises(server: Running, token: Token) -
     }  # fmt: skip
 
 
+async def test_the_event_loop_s_lag_is_measured(serve: Serve) -> None:
+    with serve() as running:
+        before = await until(lambda: looks(running))
+        with asleep(psutil.Process(running.process.pid)):
+            await asyncio.sleep(1.5)
+
+        async def noticed() -> bool:
+            return (await running.metrics())["event_loop_lag_seconds_sum"] > before + 1
+
+        await until(noticed)
+
+
+async def looks(running: Running) -> float | None:
+    metrics = await running.metrics()
+    return metrics["event_loop_lag_seconds_sum"] if metrics["event_loop_lag_seconds_count"] else None
+
+
+async def test_what_workers_cost_adds_up(serve: Serve) -> None:
+    async with two_workers(serve) as (running, workers):
+
+        async def right() -> bool:
+            metrics = await running.metrics()
+            expected = {
+                "process_max_fds": workers[0].rlimit(psutil.RLIMIT_NOFILE)[0],
+                "process_start_time_seconds": pytest.approx(max(worker.create_time() for worker in workers), abs=1),
+                "process_resident_memory_bytes": pytest.approx(sum(w.memory_info().rss for w in workers), rel=0.2),
+                "process_open_fds": pytest.approx(sum(worker.num_fds() for worker in workers), abs=6),
+                "process_cpu_seconds_total": pytest.approx(sum(sum(w.cpu_times()[:2]) for w in workers), rel=0.3),
+            }
+            return {name: metrics[name] for name in expected} == expected
+
+        await until(right)
+
+
 async def test_a_request_can_be_found_in_the_log(server: Running, dave: httpx.AsyncClient) -> None:
     mine = uuid.uuid4().hex
     response = await dave.get("/api/notes", headers={"X-Request-ID": mine})

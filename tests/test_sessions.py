@@ -201,6 +201,7 @@ DEFECTS: dict[str, Callable[[Provider], str]] = {
     "a lone surrogate in its sub": lambda p: p.logout_token(sid=None, sub="a\ud800"),
     "a lone surrogate in its jti": lambda p: p.logout_token(jti="a\ud800"),
     "an iat that is text": lambda p: p.logout_token(iat="1"),
+    "an iat of 400 digits": lambda p: p.logout_token(iat=-(10**400)),
 }
 
 

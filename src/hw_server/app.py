@@ -1,12 +1,13 @@
 """The composition root: every part is constructed here, in order, and handed to those that need it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
-from fastapi.responses import JSONResponse
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hw_server import __version__
@@ -19,7 +20,7 @@ from hw_server.console import add_console
 from hw_server.db import Database
 from hw_server.health import Health
 from hw_server.health import router as health_router
-from hw_server.http.docs import add_documents, sign_in_scheme
+from hw_server.http.docs import add_discovery, add_documents, sign_in_scheme
 from hw_server.http.guard import guarded
 from hw_server.http.middleware import (
     AccessLogMiddleware,
@@ -29,10 +30,10 @@ from hw_server.http.middleware import (
     TrustedHostMiddleware,
     cors,
 )
-from hw_server.http.routes import add_operations
+from hw_server.http.routes import OperationPaths, add_operations
 from hw_server.observability.logging import RequestLog
-from hw_server.observability.loop import LoopLag
 from hw_server.observability.metrics import Metrics
+from hw_server.observability.process import ProcessMonitor
 from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, FailureLimit, Feature, Turns
 from hw_server.operations.events import Outbox
 from hw_server.ratelimit import ConnectionLimiter, RateLimiter
@@ -81,7 +82,7 @@ def create_app(
     revocations = parts.add(Revocations, Revocations(settings.oidc, auth, keys, metrics))
     authentication = parts.add(Authentication, Authentication(settings.oidc, verifier, revocations))
     limiter = parts.add(RateLimiter, RateLimiter(settings.ratelimit, cache, keys, metrics))
-    connection_limiter = ConnectionLimiter(settings.ratelimit, cache, keys, metrics)
+    connection_limiter = parts.add(ConnectionLimiter, ConnectionLimiter(settings.ratelimit, cache, keys, metrics))
     parts.add(CountCache, CountCache(cache, keys))
     health = parts.add(Health, Health(db, cache, auth, signing_keys, metrics))
     hub = parts.add(Hub, Hub(settings.ws, connection_limiter, metrics))
@@ -96,12 +97,8 @@ def create_app(
     audit = parts[AuditTrail]
     deadlines = Deadlines(settings.http.request_timeout)
     limits = settings.ratelimit
-    turns = Turns(
-        settings.database.pool_max,
-        limits.calls_per_user,
-        limits.waiting_per_user,
-        metrics.rate_limit_hits.labels("calls"),
-    )
+    hits = metrics.rate_limit_hits.labels("calls")
+    turns = parts.add(Turns, Turns(settings.database.pool_max, limits.calls_per_user, limits.waiting_per_user, hits))
     failures = FailureLimit(settings.audit.failures_per_minute, metrics.audit_rows.labels("suppressed"))
     executor = Executor(
         features, parts, db, audit, parts[Outbox], deadlines, turns, failures, settings.audit.record_reads
@@ -116,12 +113,11 @@ def create_app(
     )
     services = [construct(parts) for feature in features for construct in feature.services]
     supervisor = Supervisor(
-        [*services, signing_keys, revocations, health, deadlines, hub, LoopLag(metrics)], on_failure
+        [*services, signing_keys, revocations, health, deadlines, hub, ProcessMonitor(metrics)], on_failure
     )
 
     async def close_sockets(timeout: float) -> None:
-        parts[EventStreams].close_all()
-        await hub.close_all(timeout)
+        await asyncio.gather(parts[EventStreams].close_all(timeout), hub.close_all(timeout))
 
     lifecycle = Lifecycle(
         supervisor,
@@ -141,6 +137,7 @@ def create_app(
     # A redirect of `/things/` to `/things` would send the client to the host name that it gave itself in `Host`.
     api = FastAPI(
         title="hw-server",
+        openapi_url="/openapi.json" if settings.http.docs else None,
         version=__version__,
         lifespan=lifespan,
         docs_url=None,
@@ -154,16 +151,19 @@ def create_app(
             api.include_router(guarded(feature, audit, settings.audit.record_reads))
     add_operations(api.router, executor, sign_in_scheme(), settings.http.max_json_members)
     api.include_router(health_router)
-    add_documents(api, settings.oidc, signing_keys)
-    add_console(api, settings)
-
-    @api.get("/openrpc.json", include_in_schema=False)
-    async def openrpc_document() -> JSONResponse:
-        return JSONResponse(openrpc.document)
-
-    @api.get("/asyncapi.json", include_in_schema=False)
-    async def asyncapi_document() -> JSONResponse:
-        return JSONResponse(asyncapi.describe(registry, settings.http.public_url))
+    if settings.http.docs or settings.http.console:
+        add_discovery(api, settings.oidc, signing_keys)
+    if settings.http.docs:
+        add_documents(
+            api,
+            settings.oidc,
+            {
+                "/openrpc.json": lambda: openrpc.document,
+                "/asyncapi.json": lambda: to_json(asyncapi.describe(registry, settings.http.public_url)),
+            },
+        )
+    if settings.http.console:
+        add_console(api, settings)
 
     exempt = frozenset(f"/api{path}" for feature in features for path in feature.exempt)
     # FastAPI's own default middleware is left out; the exit stack is what its dependencies need. Outermost first:
@@ -174,6 +174,7 @@ def create_app(
         lambda app: TrustedHostMiddleware(app, settings.http),
         lambda app: BodyLimitMiddleware(app, settings.http),
         lambda app: AdmissionMiddleware(app, admission, settings.ratelimit.http_per_minute, exempt, metrics),
+        lambda app: OperationPaths(app, api.router),
         AsyncExitStackMiddleware,
     ]
     web: ASGIApp = api.router

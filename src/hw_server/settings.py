@@ -101,6 +101,8 @@ class HttpSettings(Group):
         le=120,
         description="Seconds between readiness off and the end of accepting, for load balancers.",
     )
+    docs: bool = Field(True, description="Serve `/docs`, `/openapi.json`, `/openrpc.json` and `/asyncapi.json`.")
+    console: bool = Field(True, description="Serve the console at `/`.")
     shutdown_timeout: float = Field(15.0, gt=0, le=300, description="Longest whole shutdown after the drain, seconds.")
 
 
@@ -208,6 +210,9 @@ class WebSocketSettings(Group):
         524_288, ge=4096, description="Bytes of answers in progress and unsent, per socket; past it calls are refused."
     )
     send_buffer_bytes: int = Field(1_048_576, ge=4096, description="Unsent bytes after which a slow socket is closed.")
+    drain_rate: float = Field(
+        1000.0, gt=0, description="Clients a second that a stopping worker sends away; within half of the shutdown."
+    )
     ping_interval: float = Field(
         20.0, gt=0, le=600, description="Seconds between pings; no answer in the same time closes."
     )
@@ -221,6 +226,9 @@ class TopicSettings(Group):
     max_events: int = Field(1000, ge=1, le=100_000, description="Events that one transaction publishes at most.")
     recent_bytes: int = Field(
         67_108_864, ge=65_536, description="Memory for the last events of all topics, bytes per worker."
+    )
+    check_interval: float = Field(
+        600.0, gt=0, le=3000, description="Seconds between checks of a followed topic's position against Redis."
     )
     tries: int = Field(5, ge=1, le=1000, description="Tries before an event that Redis refuses is a dead letter.")
     wait_replicas: int = Field(

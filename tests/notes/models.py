@@ -3,7 +3,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from hw_server.operations import Line, PageQuery, Patch, Text
+from hw_server.operations import Date, Line, PageQuery, Patch, Text
 
 NOTES_READ, NOTES_WRITE = "notes:read", "notes:write"
 Title = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
@@ -25,7 +25,7 @@ class NoteCreate(BaseModel):
 
     title: Title = Field(description="Unique.")
     text: Body = ""
-    due: date | None = None
+    due: Date | None = None
 
 
 class NotePatch(Patch):
@@ -33,13 +33,13 @@ class NotePatch(Patch):
 
     title: Title = ""
     text: Body = ""
-    due: date | None = None
+    due: Date | None = None
 
 
 class NoteQuery(PageQuery):
     title: Text | None = Field(None, max_length=200, description="Part of the title, in any case.")
-    due_from: date | None = None
-    due_to: date | None = None
+    due_from: Date | None = None
+    due_to: Date | None = None
     sort: NoteOrder = Field("id", description="`-` sorts downwards.")
 
 

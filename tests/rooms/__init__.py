@@ -1,12 +1,13 @@
 """A feature with topics, for the tests; no server ships it."""
 
+import asyncio
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from hw_server.auth import Principal
 from hw_server.errors import Conflict
-from hw_server.operations import Events, Feature, History, Id, Operations, Topic, Write
+from hw_server.operations import SIGNED_IN, Events, Feature, History, Id, Operations, Topic, Write
 from tests import notes
 
 operations = Operations("/rooms")
@@ -28,16 +29,36 @@ async def may_speak(caller: Principal, id: int) -> bool:
     return id < 500
 
 
+async def may_enter_slowly(caller: Principal, id: int) -> bool:
+    await asyncio.sleep(0.5)
+    return "notes:read" in caller.roles
+
+
 ROOM = Topic("rooms/{id}", Said, params={"id": int}, subscribe=may_enter, publish=may_speak)
 SHORT = Topic("short/{id}", Said, params={"id": int}, subscribe="notes:read", history=History(5, hours=1))
+CURSORS = Topic(
+    "cursors/{id}", Said, params={"id": int}, subscribe="notes:read", publish="notes:read", ephemeral=True,
+    when_full="conflate", key="by",
+)  # fmt: skip
+LATEST = Topic("latest/{id}", Said, params={"id": int}, subscribe=SIGNED_IN, when_full="conflate")
+BRIEF = Topic(
+    "brief/{id}", Said, params={"id": int}, subscribe="notes:read", history=History(10, hours=0.0003, bytes=300)
+)
+SLOW = Topic("slow/{id}", Said, params={"id": int}, subscribe=may_enter_slowly)
 TURNS = Topic("turns", Said, subscribe="notes:read", ordered=True)
-TOPICS: dict[str, Topic[Any]] = {"rooms": ROOM, "short": SHORT}
+TOPICS: dict[str, Topic[Any]] = {
+    "rooms": ROOM, "short": SHORT, "cursors": CURSORS, "latest": LATEST, "brief": BRIEF
+}  # fmt: skip
 
 
 class Where(BaseModel):
-    family: Annotated[str, Field(pattern="^(rooms|short)$")] = "rooms"
+    family: Annotated[str, Field(pattern="^(rooms|short|cursors|latest|brief)$")] = "rooms"
     times: int = 1
     fail: bool = False
+
+
+class Counted(BaseModel):
+    note: int
 
 
 @operations.post("rooms.say", "/{id}/words", role="notes:write")
@@ -51,11 +72,17 @@ async def say(db: Write, id: Id, query: Where, body: Words, caller: Principal, e
 
 
 @operations.post("rooms.turn", "/turns", role="notes:write")
-async def take_turn(db: Write, body: Words, events: Events) -> int:
-    """Say what number of turn this is: counted in the transaction, without a lock on a row."""
+async def take_turn(db: Write, body: Words, events: Events) -> None:
+    """Say words in turn with others, without a row that all change."""
     events.publish(TURNS, Said(text=body.text))
-    return 0
 
 
-feature = Feature("rooms", operations, topics=(ROOM, SHORT, TURNS))
+@operations.post("rooms.count", "/{id}/counts", role="notes:write")
+async def count(db: Write, id: Id, query: Counted, events: Events) -> None:
+    """Count in a row of the notes, and say how far it is."""
+    sql = "UPDATE notes SET text = (text::int + 1)::text WHERE id = $1 RETURNING text"
+    events.publish(ROOM, Said(text=await db.fetchval(sql, query.note)), id=id)
+
+
+feature = Feature("rooms", operations, topics=(ROOM, SHORT, CURSORS, LATEST, BRIEF, SLOW, TURNS))
 FEATURES = (*notes.FEATURES, feature)

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ import pytest
 import redis.asyncio as aioredis
 
 from hw_server.embedded import Stack
+from hw_server.topics.outbox import LOCK_SPACE
 from tests.conftest import Running, until
+from tests.proxy import Proxy
 from tests.topics.conftest import Start
 from tests.topics.follower import Follower
 
@@ -104,18 +107,133 @@ async def test_a_broken_feed_is_repaired(one: Running, two: Running, alice: str,
     assert [follower.resets for follower in followers] == [0, 0]
 
 
+@pytest.mark.parametrize("data", ["kept", "lost"])
 async def test_a_killed_valkey_loses_nothing_without_a_word(
-    one: Running, two: Running, alice: str, fragile: Stack
+    one: Running, two: Running, alice: str, fragile: Stack, data: str
 ) -> None:
     async with busy(one, two, alice, 3) as (_, followers):
-        pid = fragile.processes["valkey"].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda: fragile.processes["valkey"].pid is None)
+        await kill_valkey(fragile)
+        if data == "lost":
+            await asyncio.to_thread(shutil.rmtree, fragile.state / "valkey")
         await asyncio.to_thread(fragile.start_one, "valkey")
         before = [len(follower.events) for follower in followers]
         await until(lambda: all(len(f.events) > n for f, n in zip(followers, before, strict=True)), 30)
     assert all(follower.resets for follower in followers)
+
+
+async def kill_valkey(fragile: Stack) -> None:
+    pid = fragile.processes["valkey"].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: fragile.processes["valkey"].pid is None)
+
+
+async def test_ephemeral_events_are_refused_without_redis(one: Running, alice: str, fragile: Stack) -> None:
+    async with one.client(alice) as client:
+        await kill_valkey(fragile)
+        query, said = {"topic": "cursors/1"}, {"family": "cursors"}
+        refused = await client.post("/api/topics/publish", params=query, json={"data": {"text": "lost"}})
+        changed = await client.post("/api/rooms/1/words", params=said, json={"text": "lost"})
+        await asyncio.to_thread(fragile.start_one, "valkey")
+    assert (refused.status_code, changed.status_code) == (503, 201)
+    async with Follower(one, alice, "cursors/1") as follower, one.client(alice) as client:
+        await until(lambda: _published(client, query))
+        await until(lambda: set(follower.texts) == {"again"})
+
+
+async def _published(client: httpx.AsyncClient, query: dict[str, str]) -> bool:
+    response = await client.post("/api/topics/publish", params=query, json={"data": {"text": "again"}})
+    return response.status_code == 200
+
+
+async def test_a_full_redis_loses_nothing(one: Running, two: Running, alice: str, fragile: Stack) -> None:
+    redis = aioredis.from_url(fragile.environment()["HW_REDIS__URL"])
+    async with redis, busy(one, two, alice, 11) as (writers, followers):
+        await redis.config_set("maxmemory", 1)
+        await writers.more(100)
+        assert await _waiting(fragile) > 0
+        await redis.config_set("maxmemory", 0)
+    assert [follower.resets for follower in followers] == [0, 0]
+
+
+async def _waiting(fragile: Stack) -> int:
+    connection = await asyncpg.connect(fragile.owner()["HW_DATABASE__OWNER_URL"])
+    try:
+        return int(await connection.fetchval("SELECT count(*) FROM topic_outbox"))
+    finally:
+        await connection.close()
+
+
+async def test_a_blackholed_feed_is_noticed_and_repaired(
+    one: Running, alice: str, fragile: Stack, start: Start
+) -> None:
+    with (
+        Proxy.running(fragile.ports.redis) as proxy,
+        start(HW_REDIS__URL=f"redis://127.0.0.1:{proxy.port}") as behind,
+    ):
+        async with busy(one, behind, alice, 12) as (writers, followers):
+            proxy.swallow()
+            await writers.more(100)
+            await until(lambda: set(writers.said[:100]) <= set(followers[1].texts))
+        assert [line for line in behind.log() if line["event"] == "topic_feed_broken"]
+    assert [follower.resets for follower in followers] == [0, 0]
+
+
+async def test_two_sessions_that_change_one_row_are_in_order(one: Running, two: Running, alice: str) -> None:
+    async with one.client(alice) as here, two.client(alice) as there:
+        note = (await here.post("/api/notes", json={"title": uuid.uuid4().hex, "text": "0"})).json()["id"]
+
+        async def count(client: httpx.AsyncClient) -> None:
+            for _ in range(30):
+                response = await client.post("/api/rooms/13/counts", params={"note": note})
+                assert response.status_code == 201
+
+        async with Follower(one, alice, "rooms/13") as follower:
+            await asyncio.gather(*(count(client) for client in (here, there, here, there)))
+            await until(lambda: len(follower.texts) >= 120)
+    assert follower.texts == [str(number) for number in range(1, 121)]
+
+
+async def test_ordered_topics_take_turns(one: Running, alice: str, fragile: Stack) -> None:
+    connection = await asyncpg.connect(fragile.owner()["HW_DATABASE__OWNER_URL"])
+    async with one.client(alice) as client, Follower(one, alice, "turns") as follower:
+        async with connection.transaction():
+            await connection.execute(f"SELECT pg_advisory_xact_lock({LOCK_SPACE}, hashtext('turns'))")
+            insert = "INSERT INTO topic_outbox (partition, topic, data) VALUES (topic_partition($1), $1, $2)"
+            await connection.execute(insert, "turns", '{"text": "first", "by": ""}')
+            second = asyncio.create_task(client.post("/api/rooms/turns", json={"text": "second"}))
+            waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1 AND NOT granted"
+            await until(lambda: connection.fetchval(waiting, LOCK_SPACE))
+            assert not second.done()
+        assert (await second).status_code == 201
+        await until(lambda: follower.texts == ["first", "second"])
+    await connection.close()
+
+
+async def test_many_topics_survive_a_broken_feed(one: Running, alice: str, fragile: Stack, start: Start) -> None:
+    redis = aioredis.from_url(fragile.environment()["HW_REDIS__URL"])
+    with start(HW_TOPICS__MAX_PER_SOCKET="10000", HW_TOPICS__MAX_TOPICS="10000") as running:
+        async with redis, running.socket(alice) as socket, running.client(alice) as client:
+            for first in range(0, 10_000, 50):
+                calls = [subscription(number) for number in range(first, first + 50)]
+                await socket.raw.send(json.dumps(calls))
+                assert all("result" in answer for answer in await socket.read())
+            async with running.socket(alice) as other:
+                assert (await other.call("topic.subscribe", topic="short/10001"))["error"]["code"] == -32053
+            assert await redis.client_kill_filter(_type="pubsub", skipme=True)
+            said = [f"short/{number}" for number in range(0, 10_000, 100)]
+            for topic in said:
+                number, query = topic.removeprefix("short/"), {"family": "short"}
+                await client.post(f"/api/rooms/{number}/words", json={"text": topic}, params=query)
+            found = [(await socket.read())["params"] for _ in said]
+    assert sorted((event["topic"], event["data"]["text"]) for event in found) == sorted(
+        (topic, topic) for topic in said
+    )
+
+
+def subscription(number: int) -> dict[str, Any]:
+    params = {"topic": f"short/{number}"}
+    return {"jsonrpc": "2.0", "id": number, "method": "topic.subscribe", "params": params}
 
 
 async def test_a_killed_postgresql_loses_nothing(one: Running, two: Running, alice: str, fragile: Stack) -> None:
@@ -130,10 +248,10 @@ async def test_a_killed_postgresql_loses_nothing(one: Running, two: Running, ali
     assert [follower.resets for follower in followers] == [0, 0]
 
 
-async def make_holder(running: Running, environment: dict[str, str], topic: str) -> None:
-    """Ends the sessions of other relays until this server has the topic's partition."""
+async def make_holder(pid: int, environment: dict[str, str], topic: str) -> None:
+    """Ends the sessions of other relays until the process that connects to PostgreSQL as `pid` has the topic's partition."""
     connection = await asyncpg.connect(environment["HW_DATABASE__URL"])
-    process = psutil.Process(running.process.pid)
+    process = psutil.Process(pid)
 
     async def holds() -> bool:
         row = await connection.fetchrow(
@@ -154,18 +272,80 @@ async def test_a_killed_relay_is_succeeded(
     one: Running, two: Running, alice: str, environment: dict[str, str], start: Start
 ) -> None:
     with start() as third:
-        await make_holder(third, environment, "rooms/5")
+        await make_holder(third.process.pid, environment, "rooms/5")
         async with busy(one, two, alice, 5) as (writers, followers):
             third.process.kill()
             await writers.more(100)
     assert [follower.resets for follower in followers] == [0, 0]
 
 
+async def test_what_was_published_and_not_deleted_is_not_published_again(
+    two: Running, alice: str, environment: dict[str, str], fragile: Stack, start: Start
+) -> None:
+    """The holder is killed between the two; nobody tells PostgreSQL that it is gone."""
+    with Proxy.running(fragile.ports.postgres) as proxy:
+        address = environment["HW_DATABASE__URL"].replace(str(fragile.ports.postgres), str(proxy.port))
+        with start(HW_DATABASE__URL=address) as third:
+            await make_holder(os.getpid(), environment, "rooms/14")
+            proxy.hold_at = b"DELETE FROM topic_outbox"
+            async with two.client(alice) as client, Follower(two, alice, "rooms/14") as follower:
+                await client.post("/api/rooms/14/words", json={"text": "once"})
+                assert await asyncio.to_thread(proxy.held.wait, 20)
+                third.process.kill()
+                await client.post("/api/rooms/14/words", json={"text": "then"})
+                await until(lambda: follower.texts[-1:] == ["then"], 30)
+                await until(lambda: _is_zero(fragile), 30)
+    assert ([offset for _, offset, _ in follower.events], follower.texts) == ([1, 2], ["once", "then"])
+
+
+async def _is_zero(fragile: Stack) -> bool:
+    return await _waiting(fragile) == 0
+
+
+async def test_a_restored_outbox_begins_new_epochs(
+    two: Running, alice: str, environment: dict[str, str], fragile: Stack
+) -> None:
+    """Its ids and fencing numbers begin anew, as after a backup that is older than what Redis has."""
+    owner = await asyncpg.connect(fragile.owner()["HW_DATABASE__OWNER_URL"])
+    connection = await asyncpg.connect(environment["HW_DATABASE__URL"])
+    async with two.client(alice) as client, Follower(two, alice, "rooms/15") as follower:
+        assert await _says(client, "before")
+        await until(lambda: follower.texts == ["before"])
+        await until(lambda: _is_zero(fragile))
+        await owner.execute(RESTORE)
+        await connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1", RELAY
+        )
+        assert await _says(client, "after")
+        await until(lambda: follower.resets, 30)
+        assert await _says(client, "and on")
+        await until(lambda: follower.texts[-1:] == ["and on"], 30)
+    assert len({epoch for epoch, _, _ in follower.events}) == 2
+    follower.check_order()
+    await owner.close()
+    await connection.close()
+
+
+RELAY = "hw-server topic relay"
+RESTORE = """
+    CREATE TABLE topic_outbox_2 (LIKE topic_outbox INCLUDING ALL);
+    GRANT SELECT, INSERT, DELETE ON topic_outbox_2 TO hw;
+    DROP TABLE topic_outbox;
+    ALTER TABLE topic_outbox_2 RENAME TO topic_outbox;
+    ALTER SEQUENCE topic_outbox_2_id_seq RENAME TO topic_outbox_id_seq;
+    SELECT setval('topic_fences', 1);
+"""
+
+
+async def _says(client: httpx.AsyncClient, text: str) -> bool:
+    return (await client.post("/api/rooms/15/words", json={"text": text})).status_code == 201
+
+
 async def test_a_stopped_relay_does_not_publish_after_its_successor(
     one: Running, two: Running, alice: str, environment: dict[str, str], start: Start
 ) -> None:
     with start() as third:
-        await make_holder(third, environment, "rooms/6")
+        await make_holder(third.process.pid, environment, "rooms/6")
         async with busy(one, two, alice, 6) as (writers, followers):
             third.process.send_signal(signal.SIGSTOP)
             said = await until(lambda: writers.said[-1:])

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import randrange
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
+import redis.asyncio as aioredis
 
 from tests.conftest import Running, Socket, until
 from tests.topics.conftest import Start
@@ -121,6 +123,7 @@ async def test_rules_decide_who_subscribes_and_publishes(one: Running, tokens: d
             (await bob.call("topic.subscribe", topic="rooms/1001")).get("error", {}).get("code"),
             (await dave.call("topic.subscribe", topic="rooms/1001")).get("error", {}).get("code"),
             (await carol.call("topic.subscribe", topic="short/1"))["error"]["code"],
+            (await carol.call("topic.subscribe", topic="latest/1")).get("error", {}).get("code"),
             (await bob.call("topic.publish", topic="rooms/700", data={"text": "x"}))["error"]["code"],
             (await bob.call("topic.publish", topic="short/1", data={"text": "x"}))["error"]["code"],
             (await bob.call("topic.subscribe", topic="rooms/x"))["error"]["code"],
@@ -128,7 +131,7 @@ async def test_rules_decide_who_subscribes_and_publishes(one: Running, tokens: d
             (await bob.call("topic.subscribe", topic="nothing"))["error"]["code"],
             (await bob.call("topic.publish", topic="rooms/1", data={"words": 1}))["error"]["code"],
         ]
-    assert codes == [-32003, None, -32003, -32003, -32003, -32004, -32004, -32004, -32602]
+    assert codes == [-32003, None, -32003, None, -32003, -32003, -32004, -32004, -32004, -32602]
 
 
 async def test_clients_publish(one: Running, two: Running, tokens: dict[str, str]) -> None:
@@ -204,10 +207,81 @@ async def _rows(auditor: httpx.AsyncClient, query: dict[str, str]) -> Any:
     return (await auditor.get("/api/audit-logs", params=query)).json()["items"]
 
 
-async def test_a_stream_whose_events_are_gone_is_told(one: Running, tokens: dict[str, str]) -> None:
-    async with stream(one, tokens["bob"], "rooms/1", last="rooms%2F1@elsewhere:7") as messages:
+@pytest.mark.parametrize(
+    "place", ["rooms%2F1@elsewhere:7", "garbage", "rooms%2F1@x:\xb2", "rooms%2F2@x:1", "@:", "%00@x:-1"]
+)
+async def test_a_place_that_cannot_be_found_is_told(one: Running, tokens: dict[str, str], place: str) -> None:
+    async with stream(one, tokens["bob"], "rooms/1", last=place) as messages:
         _, event, data = await asyncio.wait_for(anext(messages), 20)
     assert (event, data["topic"]) == ("topic.reset", "rooms/1")
+
+
+async def test_an_event_stream_recovers_more_than_its_buffer(
+    start: Start, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    topics = [f"rooms/{number}" for number in (room(), 501 + room() % 400)]
+    places = []
+    for topic in topics:
+        history = (await alice.get("/api/topics/history", params={"topic": topic})).json()
+        places.append(f"{quote(topic, safe='')}@{history['epoch']}:{history['offset']}")
+        await say(alice, int(topic.removeprefix("rooms/")), "x" * 20_000, times=20)
+    with start(HW_WS__SEND_BUFFER_BYTES="100000") as running:
+        async with stream(running, tokens["bob"], *topics, last=",".join(places)) as messages:
+            found = [(await asyncio.wait_for(anext(messages), 20)) for _ in range(40)]
+    assert {event for _, event, _ in found} == {"topic.event"}
+    assert [data["topic"] for _, _, data in found] == [topics[0]] * 20 + [topics[1]] * 20
+    offsets = [data["offset"] for _, _, data in found]
+    assert offsets == [*range(offsets[0], offsets[0] + 20), *range(offsets[20], offsets[20] + 20)]
+
+
+async def test_a_burst_of_large_events_reaches_all(
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    """Together they are more than a client takes in one message."""
+    async with one.socket(tokens["bob"]) as socket:
+        number = room()
+        await socket.call("topic.subscribe", topic=f"rooms/{number}")
+        await say(alice, number, "x" * 60_000, times=30)
+        assert [text.strip("x ") for _, text in await heard(socket, 30)] == [str(index) for index in range(30)]
+
+
+async def test_a_history_that_expired_is_filled_anew(
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    topic = f"brief/{(number := room())}"
+
+    async def kept() -> int:
+        query = {"topic": topic}
+        return len((await alice.get("/api/topics/history", params=query)).json()["events"])
+
+    for text in ("a", "b"):
+        await say(alice, number, text * 250, family="brief")
+        await until(kept)
+        if text == "a":
+            await until(lambda: _is_empty(kept))
+
+
+async def _is_empty(kept: Any) -> bool:
+    return await kept() == 0
+
+
+async def test_a_followed_topic_is_checked_and_kept_alive(
+    start: Start, tokens: dict[str, str], environment: dict[str, str]
+) -> None:
+    meta, history = (f"hw:topic:{kind}:rooms%2F998" for kind in ("meta", "history"))
+    with start(HW_TOPICS__CHECK_INTERVAL="0.2") as running:
+        async with aioredis.from_url(environment["HW_REDIS__URL"]) as redis, running.socket(tokens["bob"]) as socket:
+            await socket.call("topic.subscribe", topic="rooms/998")
+            assert 0 < await redis.ttl(meta) <= 3600
+            await redis.expire(meta, 30)
+            await until(lambda: _lives(redis, meta))
+            await redis.xadd(history, {"d": '{"text": "never announced", "by": ""}', "t": 0}, "1-0")
+            await redis.hset(meta, "o", 1)
+            assert await heard(socket, 1) == [(1, "never announced")]
+
+
+async def _lives(redis: Any, key: str) -> bool:
+    return bool(await redis.ttl(key) > 60)
 
 
 async def test_bounds_have_names(start: Start, tokens: dict[str, str]) -> None:

@@ -1,9 +1,9 @@
 from datetime import datetime
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from hw_server.operations import CursorQuery, Page, Text
+from hw_server.operations import CursorQuery, DateTime, Page, Text
 
 AUDIT_READ = "audit:read"
 Outcome = Literal["success", "denied", "failure"]
@@ -39,8 +39,8 @@ class AuditFilter(BaseModel):
     resource: Text | None = Field(None, max_length=255, description="The resource itself or what is below it.")
     outcome: Outcome | None = None
     request_id: Text | None = Field(None, max_length=64)
-    since: AwareDatetime | None = Field(None, description="First moment, with its time zone.")
-    until: AwareDatetime | None = Field(None, description="Moment after the last.")
+    since: DateTime | None = Field(None, description="First moment, with its time zone.")
+    until: DateTime | None = Field(None, description="Moment after the last.")
 
 
 class AuditQuery(AuditFilter, CursorQuery):

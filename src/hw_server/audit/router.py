@@ -1,4 +1,5 @@
-"""The export: NDJSON, streamed. A page at a time, so that a client that reads slowly holds no connection of the pool."""
+"""The export: NDJSON, streamed. A page at a time, so that a client that reads slowly holds no connection of the pool; each is a
+call of its user, which waits its turn."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from hw_server.auth.authentication import Authentication
 from hw_server.db import Database
 from hw_server.http.dependencies import call_of, provided, require
 from hw_server.http.problems import problem_responses
-from hw_server.operations import Page
+from hw_server.operations import Page, Turns
 
 PAGE = 500
 router = APIRouter(prefix="/audit-logs", tags=["audit"])
@@ -32,6 +33,7 @@ async def export(
     filters: Annotated[AuditFilter, Query()],
     db: Annotated[Database, provided(Database)],
     authentication: Annotated[Authentication, provided(Authentication)],
+    turns: Annotated[Turns, provided(Turns)],
 ) -> StreamingResponse:
     """Export all matching rows up to now, one JSON object a line, oldest first."""
     call_of(request).resource = "audit-logs"
@@ -41,7 +43,7 @@ async def export(
 
     async def next_page(cursor: str) -> Page[AuditEntry]:
         query = AuditQuery(**until_now, cursor=cursor)
-        async with db.read() as connection:
+        async with turns.turn(caller.sub), db.read() as connection:
             rows = await repository.page(connection, query, repository.OLDEST_FIRST)
         return EntryPage.from_rows(rows, query, repository.OLDEST_FIRST)
 

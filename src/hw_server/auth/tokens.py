@@ -123,10 +123,10 @@ class TokenVerifier:
             raise Unauthenticated("malformed")
         if not all(map(storable, (sub, session_id, str(claims.get("jti")), username, client_id, *roles))):
             raise Unauthenticated("malformed")
-        issued_at, expires_at = _seconds(claims["iat"]), _seconds(claims["exp"])
+        issued_at, expires_at = as_seconds(claims["iat"]), as_seconds(claims["exp"])
         if issued_at is None or expires_at is None:
             raise Unauthenticated("malformed")
-        signed_in = _seconds(claims.get("auth_time"))
+        signed_in = as_seconds(claims.get("auth_time"))
         return Principal(
             sub=sub,
             username=username[:MAX_CLAIM],
@@ -173,7 +173,7 @@ def storable(text: str) -> bool:
     return "\x00" not in text
 
 
-def _seconds(value: Any) -> float | None:
+def as_seconds(value: Any) -> float | None:
     """A time of a claim; None for what is none."""
     try:
         seconds = float(value)

@@ -3,7 +3,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from hw_server.operations import Line, PageQuery, Patch, Text
+from hw_server.operations import Date, Line, PageQuery, Patch, Text
 
 AUTHORS_READ, AUTHORS_WRITE = "authors:read", "authors:write"
 Name = Annotated[Line, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
@@ -32,7 +32,7 @@ class AuthorCreate(BaseModel):
 
     name: Name = Field(description="Unique.")
     bio: Bio = ""
-    born: date | None = None
+    born: Date | None = None
 
 
 class AuthorPatch(Patch):
@@ -40,11 +40,11 @@ class AuthorPatch(Patch):
 
     name: Name = ""
     bio: Bio = ""
-    born: date | None = None
+    born: Date | None = None
 
 
 class AuthorQuery(PageQuery):
     name: Text | None = Field(None, max_length=200, description="Part of the name, in any case.")
-    born_from: date | None = None
-    born_to: date | None = None
+    born_from: Date | None = None
+    born_to: Date | None = None
     sort: AuthorOrder = Field("id", description="`-` sorts downwards.")

@@ -84,10 +84,14 @@ def stamp(revision: Annotated[str, typer.Argument(help="Migration that the datab
 
 @app.command()
 def check() -> None:
-    """Look through the files, without a database; print each problem and exit with 1 where there is one."""
+    """Look through the files, without a database; print each problem and exit with 1 where there is one.
+
+    A problem is also what the release before, which serves beside the new one during a rollout, does not survive.
+    """
     from hw_server.db import migrations
 
-    lines = _written(migrations.problems)
+    found = _written(migrations.files)
+    lines = [*migrations.problems(found), *migrations.contracting(found)]
     for line in lines:
         typer.echo(line, err=True)
     if not lines:

@@ -72,6 +72,7 @@ TAKEN_CLASSES = frozenset(
         "Connection",
         "Count",
         "Description",
+        "Events",
         "Feature",
         "Field",
         "Fields",
@@ -91,6 +92,7 @@ TAKEN_CLASSES = frozenset(
         "Sort",
         "Text",
         "Token",
+        "Topic",
         "Where",
         "Write",
     ]
@@ -156,6 +158,9 @@ def resource(
     singular: Annotated[
         str | None, typer.Option(help="One row, where the rule for plurals is wrong: `--singular person`.")
     ] = None,
+    topic: Annotated[
+        bool, typer.Option("--topic", help="Publish each creation, change and deletion to a topic of the same name.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")] = False,
 ) -> None:
     """Write a resource with a name and a description: its folder in src/hw_server, its migration, its roles in both realm
@@ -166,7 +171,7 @@ def resource(
     try:
         project = Project()
         names = check_name(project, name, singular)
-        changes, migration = plan(project, names, belongs_to)
+        changes, migration = plan(project, names, belongs_to, topic=topic)
         lines = changes.lines()
         if not dry_run:
             changes.apply()
@@ -219,7 +224,7 @@ def _singular(name: str) -> str:
     raise ProjectError(f"{name} is no plural that ends in s, as `books` does; for others give --singular")
 
 
-def plan(project: Project, names: Names, belongs_to: str | None) -> tuple[Changes, str]:
+def plan(project: Project, names: Names, belongs_to: str | None, *, topic: bool) -> tuple[Changes, str]:
     """The changes, and the path of the migration. Raises `ProjectError`."""
     from mako.template import Template
 
@@ -234,6 +239,7 @@ def plan(project: Project, names: Names, belongs_to: str | None) -> tuple[Change
         **names.variables(),
         "parent": ancestors[-1] if ancestors else None,
         "ancestors": ancestors,
+        "topic": topic,
         "revision": revision,
         "down_revision": f'"{head}"' if head else "None",
     }

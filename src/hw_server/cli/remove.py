@@ -103,11 +103,12 @@ def _drop(changes: Changes, creation: Migration, name: str) -> str:
     except migrations.MigrationError as error:
         raise ProjectError(str(error)) from None
     text = (
-        f'"""drop {name}"""\n\nfrom alembic import op\n\nrevision = "{revision}"\ndown_revision = "{head}"\n\n\n'
+        f'"""drop {name}"""\n\nfrom alembic import op\n\nrevision = "{revision}"\ndown_revision = "{head}"\n'
+        f'contract = "no release that runs has {name}"\n\n\n'
         f"def upgrade() -> None:\n{creation.downgrade}\n\ndef downgrade() -> None:\n{creation.upgrade}"
     )
     changes.write(f"{VERSIONS}/{revision}_drop_{name}.py", text)
-    return f"next: `make down up`, or `hw migrate up`, drops the table {name} with its rows"
+    return f"next: `make down up`, or `hw migrate up`, drops the table {name} with its rows; release it after the code"
 
 
 def _delete(project: Project, changes: Changes, creation: Migration, name: str) -> str:

@@ -315,12 +315,14 @@ def clean(
 
 
 def running_environment(*, required: bool = True, owner: bool = True) -> dict[str, str]:
-    """The settings of the application of a native stack that runs, under those of the caller's own environment; with those of
-    the tables' owner, unless `owner` is False. Where none runs and the environment names no server, exits with 1, unless
+    """The settings that the application of a native stack that runs is given, under those of the caller's own environment; with
+    those of the tables' owner, unless `owner` is False. Where none runs and the environment names no server, exits with 1, unless
     `required` is False."""
-    stack = _saved(Path(os.environ.get("HW_STATE", DEFAULT_STATE)))
+    state = Path(os.environ.get("HW_STATE", DEFAULT_STATE))
+    stack = _saved(state)
     if stack is not None and _any_runs(stack):
-        return _under_own(stack.environment() | (_owner(stack) if owner else {}))
+        environment = dict(stack.processes[_server_names(_layout(state))[0]].spec.environment)
+        return _under_own(_owner(stack)) | environment if owner else environment
     if required and not any(name in os.environ or f"{name}_FILE" in os.environ for name in SERVERS):
         typer.echo(
             f"nothing runs; start it with `make up`, or name the servers by {', '.join(SERVERS)}",
@@ -391,7 +393,7 @@ def _application(stack: "Stack", layout: Layout, *, checked: bool = True) -> "li
     from hw_server.embedded import ProcessSpec, traefik
     from hw_server.embedded.process import serves
 
-    settings = stack.environment()
+    settings = stack.environment() | {"HW_HTTP__WORKERS": str(layout.workers)}
     if layout.proxy is not None:
         settings |= {
             "HW_HTTP__TRUSTED_PROXIES": "127.0.0.1/32",
@@ -404,8 +406,9 @@ def _application(stack: "Stack", layout: Layout, *, checked: bool = True) -> "li
         environment[ORIGINS] = ",".join(stack.origins)
     if environment.get("HW_ENVIRONMENT") != "production" and "HW_LOG__FORMAT_FILE" not in environment:
         environment.setdefault("HW_LOG__FORMAT", "console")
-    options = ["--workers", str(layout.workers), *(["--reload"] if layout.reload else [])]
+    options = ["--reload"] if layout.reload else []
     started_from = _started_from(environment, options, reload=layout.reload) if checked else {}
+    stop_timeout = _stop_timeout(environment)
     servers = [
         ProcessSpec(
             name=name,
@@ -415,7 +418,7 @@ def _application(stack: "Stack", layout: Layout, *, checked: bool = True) -> "li
             ready=partial(serves, f"http://127.0.0.1:{port}/health"),
             prepare=partial(_migrate, stack) if port == layout.servers[0] else lambda: None,
             option="--port",
-            stop_timeout=_stop_timeout(environment),
+            stop_timeout=stop_timeout,
             started_from=started_from,
         )
         for name, port in zip(_server_names(layout), layout.servers, strict=True)
@@ -550,7 +553,8 @@ def _table(stack: "Stack", layout: Layout) -> None:
         ("Health, metrics", f"{base}/health  {base}/metrics"),
         (
             "Identity provider",
-            f"{identity}/admin (admin / admin)" if stack.provider == "keycloak" else identity,
+            identity
+            + ("/admin (admin / admin)" if stack.provider == "keycloak" else "/.well-known/openid-configuration"),
         ),
         *(
             [

@@ -17,6 +17,7 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection, make_url, pool, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from hw_server.db.contraction import contractions
 from hw_server.db.roles import grant
 from hw_server.settings import DatabaseSettings
 
@@ -59,12 +60,14 @@ class MigrationError(CommandError):
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One migration as its file declares it; `unfilled` are its functions that hold the template's empty statement."""
+    """One migration as its file declares it; `unfilled` are its functions that hold the template's empty statement, `contracts`
+    is what it takes from the release before without saying so."""
 
     path: Path
     revision: str
     down: tuple[str, ...]
     unfilled: tuple[str, ...]
+    contracts: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> "File":
@@ -84,7 +87,8 @@ class File:
         unfilled = [
             node.name for node in tree.body if isinstance(node, ast.FunctionDef) and any(map(_empty, ast.walk(node)))
         ]
-        return cls(path, values["revision"], (down,) if isinstance(down, str) else tuple(down), tuple(unfilled))
+        below = (down,) if isinstance(down, str) else tuple(down)
+        return cls(path, values["revision"], below, tuple(unfilled), tuple(contractions(tree)))
 
 
 def folder() -> Path:
@@ -134,6 +138,17 @@ def problems(found: list[File] | None = None) -> list[str]:
         names = " and ".join(shown(file.path) for file in tops)
         lines.append(f"{names} stand on the same one: `hw migrate merge` joins them")
     return lines
+
+
+def contracting(found: list[File]) -> list[str]:
+    """Migrations that the release before does not survive, each in one line. They can be applied: what runs is for the
+    operator to know."""
+    return [
+        f"{shown(file.path)} {' and '.join(file.contracts)}, which the release before may still use: put it into a later "
+        f'release and say so in the file, contract = "why nothing uses it any more"'
+        for file in found
+        if file.contracts
+    ]
 
 
 def check() -> None:

@@ -29,8 +29,6 @@ def spec(state: Path, port: int, api_port: int, servers: Sequence[int]) -> Proce
         command=[
             str(Path(sys.executable).parent / "traefik"),
             f"--entryPoints.web.address=127.0.0.1:{port}",
-            # Go's server would end event streams after this time; the servers have limits of their own.
-            "--entryPoints.web.transport.respondingTimeouts.readTimeout=0",
             "--entryPoints.web.transport.lifeCycle.graceTimeOut=2s",
             f"--entryPoints.traefik.address=127.0.0.1:{api_port}",
             "--api.insecure=true",

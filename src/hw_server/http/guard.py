@@ -14,7 +14,7 @@ from hw_server.errors import DomainError, Forbidden, InternalError, Unauthentica
 from hw_server.http.dependencies import Access, RouteAudit
 from hw_server.http.middleware import CALL
 from hw_server.http.problems import domain_error
-from hw_server.operations import AuditRow, AuditTrail, Call, Feature, action_row, authorize, role_in_words
+from hw_server.operations import PUBLIC, AuditRow, AuditTrail, Call, Feature, action_row, authorize, role_in_words
 
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 MAX_RESOURCE = 255  # characters
@@ -60,7 +60,7 @@ def _guarded_route(feature: Feature, route: BaseRoute, trail: AuditTrail, record
     result.handle = guard  # type: ignore[method-assign]
     role = ", ".join(roles) or None
     result.description = f"{route.description}\n\n{role_in_words(role)}".lstrip()
-    result.openapi_extra = {"x-role": role, **(route.openapi_extra or {})}
+    result.openapi_extra = {"x-role": role or PUBLIC, **(route.openapi_extra or {})}
     if roles:
         result.openapi_extra["security"] = [{SIGN_IN: []}]
     return result

@@ -33,6 +33,25 @@ TOO_LARGE = _answer(b"431 Request Header Fields Too Large")
 BAD_VERSION = _answer(b"505 HTTP Version Not Supported")
 
 
+def _send_without_chunks(cycle: RequestResponseCycle) -> None:
+    """A client of HTTP/1.0 knows no chunks: the end of the connection is the end of a body without a length (RFC 9112,
+    sections 6.1 and 6.3)."""
+    send = cycle.send
+    sized = False
+
+    async def send_unframed(message: Any) -> None:
+        nonlocal sized
+        if message["type"] == "http.response.start":
+            sized = any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
+            if not sized:
+                cycle.chunked_encoding = False
+        elif not sized:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.send = send_unframed  # type: ignore[method-assign]
+
+
 class Refused(Exception):
     """Stops the parser from one of its callbacks."""
 
@@ -188,6 +207,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._check_upgrade(version)
         self._in_headers, self._in_body, self._uncounted = False, True, 0
         super().on_headers_complete()
+        if version == "1.0":
+            _send_without_chunks(self.cycle)
         if self.expect_100_continue or (upgrade and not self._should_upgrade()):
             # Whether the body will come is the client's to choose; llhttp reads none with an upgrade.
             self.cycle.keep_alive = False

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hw_server.errors import ClientDisconnected, MethodNotAllowed, UnsupportedMediaType
 from hw_server.http.middleware import CALL
 from hw_server.http.problems import problem_responses
-from hw_server.operations import BoundOperation, Call, Executor, limit_members, role_in_words
+from hw_server.operations import PUBLIC, BoundOperation, Call, Executor, limit_members, role_in_words
 from hw_server.operations.declaration import RPC
 from hw_server.operations.signature import BODY, QUERY
 
@@ -35,16 +35,41 @@ class OperationRoute(APIRoute):
         match, child_scope = super().matches(scope)
         if match is Match.NONE:
             return match, child_scope
-        # uvicorn leaves out the body of a response to HEAD.
-        handler = self.handlers.get("GET" if scope["method"] == "HEAD" else scope["method"])
-        child_scope["endpoint"] = handler
+        handler = child_scope["endpoint"] = self.handler(scope["method"])
         return (Match.PARTIAL if handler is None else Match.FULL), child_scope
+
+    def handler(self, method: str) -> ASGIApp | None:
+        # uvicorn leaves out the body of a response to HEAD.
+        return self.handlers.get("GET" if method == "HEAD" else method)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["endpoint"] is None:
             allowed = {*self.handlers, "HEAD"} if "GET" in self.handlers else {*self.handlers}
             raise MethodNotAllowed(allow=", ".join(sorted(allowed)))
         await scope["endpoint"](scope, receive, send)
+
+
+class OperationPaths:
+    """Takes requests for a path without parameters straight to its operation. The router tries one route after the other: it
+    takes the rest, and every path that a route before the operation matches."""
+
+    def __init__(self, app: ASGIApp, router: APIRouter) -> None:
+        self.app = app
+        self._routes: dict[str, OperationRoute] = {}
+        for route in router.routes:
+            if isinstance(route, OperationRoute) and route.handlers and "{" not in route.path:
+                scope = {"type": "http", "path": route.path, "method": next(iter(route.handlers))}
+                if next(other for other in router.routes if other.matches(scope)[0] is not Match.NONE) is route:
+                    self._routes[route.path] = route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._routes.get(scope["path"])
+        if route is None:
+            await self.app(scope, receive, send)
+            return
+        scope["route"], scope["path_params"] = route, {}
+        scope["endpoint"] = route.handler(scope["method"])
+        await route.handle(scope, receive, send)
 
 
 def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect, max_members: int) -> None:
@@ -89,7 +114,7 @@ def _add_route(router: APIRouter, bound: BoundOperation, handlers: dict[str, ASG
         tags=[operation.tag],
         summary=operation.summary,
         description=f"{operation.description}\n\n{role_in_words(operation.role)}".lstrip(),
-        openapi_extra={"x-role": operation.role},
+        openapi_extra={"x-role": operation.role or PUBLIC},
         responses=problem_responses(*statuses),
         route_class_override=Route,
     )

@@ -2,15 +2,7 @@
 
 import os
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-    multiprocess,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -31,8 +23,11 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(name, text, labels, registry=self.registry, multiprocess_mode="livesum")
 
-        def reachable(name: str, text: str) -> Gauge:
+        def least(name: str, text: str) -> Gauge:
             return Gauge(name, text, registry=self.registry, multiprocess_mode="livemin")
+
+        def greatest(name: str, text: str) -> Gauge:
+            return Gauge(name, text, registry=self.registry, multiprocess_mode="livemax")
 
         def histogram(name: str, text: str, *labels: str) -> Histogram:
             return Histogram(name, text, labels, registry=self.registry, buckets=LATENCY)
@@ -60,9 +55,9 @@ class Metrics:
         self.db_pool_size = gauge("db_pool_connections", "Connections of the pool, and their limit.", "state")
         self.db_query = histogram("db_query_duration_seconds", "Statements, by first word.", "statement")
         self.db_errors = counter("db_errors_total", "Statements that failed and waits that timed out.", "kind")
-        self.db_up = reachable("db_up", "1 while every worker reaches PostgreSQL, else 0.")
+        self.db_up = least("db_up", "1 while every worker reaches PostgreSQL, else 0.")
 
-        self.redis_up = reachable("redis_up", "1 while every worker reaches Redis, else 0.")
+        self.redis_up = least("redis_up", "1 while every worker reaches Redis, else 0.")
         self.redis_duration = histogram("redis_command_duration_seconds", "Redis round trips.", "purpose")
         self.redis_errors = counter("redis_errors_total", "Redis round trips that failed.", "purpose")
 
@@ -78,24 +73,40 @@ class Metrics:
         self.audit_flush = histogram("audit_flush_duration_seconds", "Time to write one batch.")
 
         self.topic_published = counter("topic_events_published_total", "Events taken from the outbox to Redis.")
+        self.topic_ephemeral = counter("topic_events_ephemeral_total", "Events sent straight to Redis.")
         self.topic_received = counter("topic_events_received_total", "Events heard of by processes with subscribers.")
         self.topic_delivered = counter("topic_deliveries_total", "Events written to subscribers.", "protocol")
+        self.topic_conflated = counter(
+            "topic_events_conflated_total",
+            "Events that newer ones replaced for subscribers that did not read.",
+            "protocol",
+        )
+        self.topic_streams = gauge("topic_streams_open", "Open event streams.")
+        self.topic_streams_ended = counter("topic_streams_total", "Event streams by how they ended.", "outcome")
         self.topic_resets = counter("topic_resets_total", "Subscriptions told that events are lost to them.")
         self.topic_repairs = counter("topic_repairs_total", "Gaps that were read from history.")
         self.topic_dead_letters = counter("topic_dead_letters_total", "Events given up after their tries.")
         self.topic_subscriptions = gauge("topic_subscriptions", "Subscriptions of sockets and event streams.")
         self.topic_channels = gauge("topic_channels", "Topics followed by worker processes.")
         self.topic_partitions = gauge("topic_relay_partitions", "Partitions of the outbox that are relayed.")
-        self.topic_outbox_lag = Gauge(
-            "topic_outbox_lag_seconds", "Age of the oldest event in the outbox.", registry=self.registry,
-            multiprocess_mode="livemax",
-        )  # fmt: skip
+        self.topic_outbox_lag = greatest("topic_outbox_lag_seconds", "Age of the oldest event in the outbox.")
 
         self.service_failures = counter(
             "service_item_failures_total", "Items that a background service could not process.", "service"
         )
-        self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop's turns come.")
-        ProcessCollector(registry=self.registry)
+        # The names of prometheus-client's own collector, which knows one process only; with several workers these are sums.
+        self.process_cpu = counter("process_cpu_seconds_total", "CPU time used, user and system.")
+        self.process_resident = gauge(
+            "process_resident_memory_bytes", "Memory in use, what workers share counted for each."
+        )
+        self.process_virtual = gauge("process_virtual_memory_bytes", "Addresses in use.")
+        self.process_open_files = gauge("process_open_fds", "Open files and connections.")
+        self.process_max_files = least("process_max_fds", "Files and connections that one worker may open.")
+        self.process_start = greatest("process_start_time_seconds", "Unix time at which the youngest worker started.")
+        self.event_loop_lag = histogram(
+            "event_loop_lag_seconds",
+            "How much later than due the event loop of a worker turns, looked at four times a second.",
+        )
         self.workers = gauge("hw_workers", "Worker processes alive.")
         self.workers.set(1)
 

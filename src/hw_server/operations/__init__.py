@@ -3,11 +3,11 @@
 from hw_server.operations.audit import AuditRow, AuditTrail, FailureLimit, action_row
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
-from hw_server.operations.declaration import SIGNED_IN, Operation, Operations, role_in_words
+from hw_server.operations.declaration import PUBLIC, SIGNED_IN, Operation, Operations, role_in_words
 from hw_server.operations.events import Events
 from hw_server.operations.executor import BoundOperation, Executor, authorize
 from hw_server.operations.feature import Feature, Reference, Seed, load_features
-from hw_server.operations.fields import Id, Line, Patch, Text
+from hw_server.operations.fields import Date, DateTime, Id, JsonObject, Line, Patch, Text
 from hw_server.operations.injection import AfterCommit, Provided, Read, Socket, Write
 from hw_server.operations.json_limits import limit_members
 from hw_server.operations.pagination import CountCache, CursorQuery, Page, PageQuery
@@ -16,6 +16,7 @@ from hw_server.operations.topic import History, Topic
 from hw_server.operations.turns import Turns
 
 __all__ = [
+    "PUBLIC",
     "SIGNED_IN",
     "AfterCommit",
     "AuditRow",
@@ -24,6 +25,8 @@ __all__ = [
     "Call",
     "CountCache",
     "CursorQuery",
+    "Date",
+    "DateTime",
     "Deadlines",
     "Events",
     "Executor",
@@ -31,6 +34,7 @@ __all__ = [
     "Feature",
     "History",
     "Id",
+    "JsonObject",
     "Line",
     "Operation",
     "Operations",

@@ -17,7 +17,7 @@ MAX_QUERY_FIELDS = 100
 MAX_PROBLEMS = 50  # named in one answer
 MANY_PROBLEMS = 500  # past it none is named: pydantic makes an object of each
 NOT_FINITE = {"message": "Numbers must be finite", "type": "finite_number"}
-CallId = int | Annotated[str, Field(max_length=200)]
+CallId = Annotated[int, Field(gt=-(2**63), lt=2**63)] | Annotated[str, Field(max_length=200)]
 
 
 class Binder:

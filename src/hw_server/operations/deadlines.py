@@ -2,12 +2,13 @@
 
 import asyncio
 from types import TracebackType
+from typing import Any
 
 SWEEP_INTERVAL = 0.25  # seconds; how late an end may come
 
 
 class Deadline:
-    """Raises `TimeoutError` in the task that entered it, once `ends` (the loop's clock) has passed."""
+    """Raises `TimeoutError` in the task that entered it, once `ends` (the loop's clock) has passed. Entering gives the task."""
 
     __slots__ = ("_cancelling", "_running", "_task", "ends", "expired")
 
@@ -18,8 +19,9 @@ class Deadline:
         self._task = asyncio.current_task()
         self._cancelling = self._task.cancelling() if self._task is not None else 0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "asyncio.Task[Any] | None":
         self._running.add(self)
+        return self._task
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

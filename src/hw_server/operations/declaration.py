@@ -19,6 +19,7 @@ Register = Callable[[Handler], Handler]
 AuditMode = Literal["transaction", "direct", "queued", "reads", "never"]
 
 SIGNED_IN = "signed-in"  # as `role`: any valid token will do
+PUBLIC = "public"  # in documents, what stands for a role where no token is needed
 RPC = "RPC"  # as `method`: only the socket speaks it
 
 
@@ -162,6 +163,8 @@ class Operations:
     ) -> Register:
         if (role is None) is not public:
             raise ValueError(f"operation {name}: needs either a role or public=True")
+        if role == PUBLIC:
+            raise ValueError(f"operation {name}: {PUBLIC} is no role; say public=True")
         mode: AuditMode = audit or ("transaction" if changes else "reads")
 
         def register(handler: Handler) -> Handler:

@@ -1,4 +1,5 @@
-"""Events that an operation publishes: buffered, and written with its audit row as the last statement of its transaction."""
+"""Events that an operation publishes: buffered, and written with its audit row as the last statement of its transaction. Those
+of ephemeral topics are sent after it."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -12,7 +13,7 @@ E = TypeVar("E")
 class Event(NamedTuple):
     topic: str
     data: bytes  # JSON
-    ordered: bool
+    declared: Topic[Any]
 
 
 class Statement(NamedTuple):
@@ -23,7 +24,7 @@ class Statement(NamedTuple):
 
 
 class Outbox(Protocol):
-    """Where committed events wait to be published."""
+    """Where committed events wait to be published, and what sends ephemeral ones."""
 
     max_events: int  # of one transaction
     max_event_bytes: int
@@ -37,13 +38,18 @@ class Outbox(Protocol):
     def committed(self) -> None:
         """Signals that there are new events; never waits."""
 
+    async def send(self, events: Sequence[Event]) -> None:
+        """Publishes ephemeral events now; raises `Unavailable`."""
+
 
 class Events:
-    """Given to an operation that takes `Write`. Nothing of a transaction that rolls back is ever seen."""
+    """Given to an operation that takes `Write`, or no connection: then its events, with the audit row, are the transaction.
+    Nothing of a transaction that rolls back is ever seen."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self.buffered: list[Event] = []
+        self.ephemeral: list[Event] = []
 
     def publish(self, topic: Topic[E], event: E, **params: Any) -> None:
         """Raises `PayloadTooLarge` for an event over `topics.max_event_bytes`, or more than `topics.max_events` of one
@@ -51,6 +57,7 @@ class Events:
         data = topic.dump(event)
         if len(data) > self._outbox.max_event_bytes:
             raise PayloadTooLarge(f"an event has at most {self._outbox.max_event_bytes} bytes")
-        if len(self.buffered) >= self._outbox.max_events:
+        if len(self.buffered) + len(self.ephemeral) >= self._outbox.max_events:
             raise PayloadTooLarge(f"a transaction publishes at most {self._outbox.max_events} events")
-        self.buffered.append(Event(topic.name(**params), data, topic.ordered))
+        events = self.ephemeral if topic.ephemeral else self.buffered
+        events.append(Event(topic.name(**params), data, topic))

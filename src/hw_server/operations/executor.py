@@ -25,6 +25,7 @@ from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import SIGNED_IN, Operation
 from hw_server.operations.events import Events, Outbox
 from hw_server.operations.feature import Feature, Reference
+from hw_server.operations.fields import JsonObject
 from hw_server.operations.injection import AfterCommit, Context
 from hw_server.operations.signature import PATH_FIELD, read_signature
 from hw_server.operations.turns import Turns
@@ -46,7 +47,8 @@ class BoundOperation:
         self.operation = operation
         self.signature = read_signature(operation, parts)
         self.binder = Binder(operation, self.signature)
-        self.dump: Callable[[Any], bytes] = TypeAdapter(self.signature.returns).serializer.to_json
+        returns = self.signature.returns
+        self.dump: Callable[[Any], bytes] = bytes if returns is JsonObject else TypeAdapter(returns).serializer.to_json
 
 
 class Executor:
@@ -92,13 +94,15 @@ class Executor:
         context, arguments, value = Context(call, self._outbox), None, None
         try:
             authorize(operation.role, call)
-            with self._deadlines.start():
+            with self._deadlines.start() as task:
                 arguments = await bind()
                 if signature.connection is None:
                     value = await operation.handler(**signature.assemble(arguments, context))
+                    if context.events is not None:
+                        answer = await self._publish(bound, context, context.events, arguments, value)
                 else:
-                    answer, value = await self._with_connection(bound, context, arguments)
-                if signature.connection != "write":
+                    answer, value = await self._with_connection(bound, context, arguments, task)
+                if operation.audit != "transaction":
                     answer = None if value is None else bound.dump(value)
                     if operation.audit == "direct":
                         await self._audit.write(_row(operation, call, arguments, value))
@@ -131,12 +135,12 @@ class Executor:
         return answer
 
     async def _with_connection(
-        self, bound: BoundOperation, context: Context, arguments: dict[str, Any]
+        self, bound: BoundOperation, context: Context, arguments: dict[str, Any], task: "asyncio.Task[Any] | None"
     ) -> tuple[bytes | None, Any]:
         """In turn with other callers. Until it writes, a call whose client goes away is cancelled."""
         operation, call, answer, value = bound.operation, context.call, None, None
-        who = call.caller.sub if call.caller is not None else f"address:{client_key(call.client_ip)}"
-        call.reading = asyncio.current_task()
+        who = _who(call)
+        call.reading = task
         try:
             if not self._turns.enter(who):
                 await self._turns.wait(who)
@@ -161,14 +165,44 @@ class Executor:
         async with self._db.write() as context.connection:
             value = await operation.handler(**bound.signature.assemble(arguments, context))
             answer = None if value is None else bound.dump(value)
-            row = _row(operation, context.call, arguments, value)
-            if context.events is None or not context.events.buffered:
+            row, events = _row(operation, context.call, arguments, value), context.events
+            if events is None or not events.buffered:
                 await self._audit.insert(context.connection, row)
-                context.committing = True
-                return answer
-            await self._insert_with_events(context.connection, row, context.events)
+            else:
+                await self._insert_with_events(context.connection, row, events)
             context.committing = True
-        self._outbox.committed()
+        if events is not None:
+            if events.buffered:
+                self._outbox.committed()
+            if events.ephemeral:
+                context.after_commit.append(lambda: self._outbox.send(events.ephemeral))
+        return answer
+
+    async def _publish(
+        self, bound: BoundOperation, context: Context, events: Events, arguments: dict[str, Any], value: Any
+    ) -> bytes | None:
+        """Of an operation without a connection, which changes nothing else: what is durable commits with the audit row, in turn
+        with other callers. Ephemeral events alone are recorded as reads are."""
+        answer = None if value is None else bound.dump(value)
+        row = _row(bound.operation, context.call, arguments, value)
+        if events.buffered:
+            who = _who(context.call)
+            if not self._turns.enter(who):
+                await self._turns.wait(who)
+            try:
+                async with self._db.write() as connection:
+                    await self._insert_with_events(connection, row, events)
+                    context.committing = True
+            finally:
+                self._turns.leave(who)
+            self._outbox.committed()
+            if events.ephemeral:
+                context.after_commit.append(lambda: self._outbox.send(events.ephemeral))
+            return answer
+        if events.ephemeral:
+            await self._outbox.send(events.ephemeral)
+        if "reads" in self._queued:
+            self._audit.record(row)
         return answer
 
     async def _insert_with_events(self, connection: Connection, row: AuditRow, events: Events) -> None:
@@ -201,6 +235,11 @@ class Executor:
             return
         outcome = "denied" if isinstance(error, Unauthenticated | Forbidden) else "failure"
         self._audit.record(_row(operation, call, arguments, None, outcome, error.status, error.code))
+
+
+def _who(call: Call) -> str:
+    """Whose turn a call takes."""
+    return call.caller.sub if call.caller is not None else f"address:{client_key(call.client_ip)}"
 
 
 def authorize(role: str | None, call: Call) -> None:

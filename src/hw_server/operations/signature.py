@@ -90,17 +90,20 @@ def _refuse_wrong_input(operation: Operation, path_fields: tuple[str, ...], fiel
 
 
 def _refuse_wrong_injection(operation: Operation, injected: dict[str, str], hints: dict[str, Any]) -> None:
-    if operation.changes and "write" not in injected and operation.audit == "transaction":
+    publishes = "events" in injected and "read" not in injected
+    if operation.changes and not publishes and "write" not in injected and operation.audit == "transaction":
         raise ValueError(
             'it changes something without Write: say audit="direct", or reads=True for a POST that only reads'
         )
-    if "write" in injected and not operation.changes:
-        raise ValueError("it only reads, and takes Write")
-    if "write" in injected and operation.audit != "transaction":
-        raise ValueError(f'audit="{operation.audit}" contradicts Write, whose transaction holds the audit row')
-    for kind, name in (("after_commit", "AfterCommit"), ("events", "Events")):
-        if kind in injected and "write" not in injected:
-            raise ValueError(f"{name} needs Write")
+    for kind, name in (("write", "Write"), ("events", "Events")):
+        if kind in injected and not operation.changes:
+            raise ValueError(f"it only reads, and takes {name}")
+        if kind in injected and operation.audit != "transaction":
+            raise ValueError(f'audit="{operation.audit}" contradicts {name}, whose transaction holds the audit row')
+    if "after_commit" in injected and "write" not in injected:
+        raise ValueError("AfterCommit needs Write")
+    if "events" in injected and "read" in injected:
+        raise ValueError("Events needs Write, or no connection")
     if operation.public and "caller" in injected and hints[injected["caller"]] is Principal:
         raise ValueError(f"it is public, so {injected['caller']} may be None: say Principal | None")
     if "socket" in injected and operation.method != RPC:

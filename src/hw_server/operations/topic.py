@@ -2,14 +2,17 @@
 
 AUTHORS = Topic("authors", AuthorEvent, subscribe="authors:read")
 ROOM = Topic("rooms/{id}", RoomEvent, params={"id": int}, subscribe=may_enter, publish=may_speak)
+CURSORS = Topic("cursors/{id}", Cursor, params={"id": int}, subscribe=may_enter, publish=may_enter, ephemeral=True,
+                when_full="conflate", key="user")
 """
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
 
 E = TypeVar("E")
 Rule = str | Callable[..., Awaitable[bool]]
@@ -29,9 +32,13 @@ class History:
 class Topic(Generic[E]):
     """A family of topics. `pattern` is its name, with typed parameters in braces; `event` the type of its events.
 
-    subscribe, publish: who may: a role, or `async (caller, **params) -> bool`. Without `publish` only operations publish.
+    subscribe, publish: who may: a role, `SIGNED_IN`, or `async (caller, **params) -> bool`. Without `publish` only operations publish.
     history: what is kept for recovery.
     ordered: publishing transactions of one topic take turns, so that events of different rows keep the order of commits.
+    ephemeral: an event goes straight to Redis, once its transaction has committed. It is lost where Redis does not take it.
+    when_full: what happens to a subscriber that does not read: `close` ends it, and it comes back for what it missed;
+    `conflate` keeps the newest event of each key until it reads again. Offsets that it gets then have gaps.
+    key: the field of the event that is the key; without it all events of a topic have one key.
     """
 
     def __init__(
@@ -44,8 +51,15 @@ class Topic(Generic[E]):
         params: Mapping[str, Any] | None = None,
         history: History = History(),
         ordered: bool = False,
+        ephemeral: bool = False,
+        when_full: Literal["close", "conflate"] = "close",
+        key: str | None = None,
     ) -> None:
         names = PARAM.findall(pattern)
+        if ephemeral and ordered:
+            raise ValueError(f"topic {pattern}: an ephemeral topic has no order of commits")
+        if key is not None and when_full != "conflate":
+            raise ValueError(f'topic {pattern}: only when_full="conflate" needs a key')
         if unknown := (params or {}).keys() - set(names):
             raise ValueError(f"topic {pattern}: it has no parameter {unknown.pop()}")
         self.pattern = pattern
@@ -54,11 +68,16 @@ class Topic(Generic[E]):
         self.publish = publish
         self.history = history
         self.ordered = ordered
+        self.ephemeral = ephemeral
+        self.when_full = when_full
+        self.key = key
         self.params: dict[str, TypeAdapter[Any]] = {name: TypeAdapter((params or {}).get(name, str)) for name in names}
         literal = [re.escape(part) for part in PARAM.split(pattern)[::2]]
         groups = [f"(?P<{name}>[^/]+)" for name in names]
         self._match = re.compile("".join(a + b for a, b in zip(literal, [*groups, ""], strict=True)))
-        self._adapter: TypeAdapter[E] = TypeAdapter(event)
+        self.adapter: TypeAdapter[E] = TypeAdapter(event)
+        if key is not None and key not in self.adapter.json_schema(mode="serialization").get("properties", ()):
+            raise ValueError(f"topic {pattern}: its event has no field {key}")
 
     def name(self, **params: Any) -> str:
         """The name of one topic of the family; raises ValueError for parameters that do not fit."""
@@ -82,11 +101,13 @@ class Topic(Generic[E]):
 
     def dump(self, event: E) -> bytes:
         """An event as JSON."""
-        return self._adapter.dump_json(event)
+        return self.adapter.dump_json(event)
 
     def load(self, data: bytes) -> E:
         """Validates JSON that a client sent; raises pydantic's ValidationError."""
-        return self._adapter.validate_json(data, strict=True)
+        return self.adapter.validate_json(data, strict=True)
 
-    def schema(self, ref: str) -> dict[str, Any]:
-        return self._adapter.json_schema(ref_template=ref, mode="serialization")
+    def key_of(self, data: bytes) -> bytes:
+        """The key of an event that was published, which an earlier version may have done."""
+        event = from_json(data) if self.key is not None else None
+        return to_json(event.get(self.key)) if isinstance(event, dict) else b""

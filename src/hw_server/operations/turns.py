@@ -3,6 +3,8 @@ caller by caller in turn, not in the order in which the busiest filled the queue
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from prometheus_client import Counter
 
@@ -49,6 +51,16 @@ class Turns:
                 waiting.remove(turn)
                 self._forget(who)
             raise
+
+    @asynccontextmanager
+    async def turn(self, who: str) -> AsyncIterator[None]:
+        """Holds a turn. Raises as `wait` does."""
+        if not self.enter(who):
+            await self.wait(who)
+        try:
+            yield
+        finally:
+            self.leave(who)
 
     def leave(self, who: str) -> None:
         """Gives the turn back, to whom it is next."""

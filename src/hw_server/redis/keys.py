@@ -50,9 +50,9 @@ class Keys:
         """Channel: `<epoch> <offset> <data>` of each event of a topic."""
         return f"{self._prefix}topic:{quote(topic, safe='')}"
 
-    def topic_fence(self, partition: int) -> str:
-        """DB 0: the highest fencing number that published events of a partition."""
-        return f"{self._prefix}topic-fence:{partition}"
+    def topic_fence(self, partition: int, incarnation: str) -> str:
+        """DB 0: the highest fencing number that published events of a partition of this outbox: another one may begin anew."""
+        return f"{self._prefix}topic-fence:{incarnation}:{partition}"
 
     def topic_published(self, partition: int) -> str:
         """DB 0, set: events of a partition that were published and may still be in the outbox."""

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import Response
 
 from hw_server.auth.sessions import SessionStore
-from hw_server.auth.tokens import MAX_CLAIM, TokenVerifier, storable
+from hw_server.auth.tokens import MAX_CLAIM, TokenVerifier, as_seconds, storable
 from hw_server.errors import Malformed, Unauthenticated
 from hw_server.http.dependencies import call_of, provided, public
 from hw_server.http.problems import problem_responses
@@ -72,7 +72,7 @@ async def _end(
 
 def _subject(header: dict[str, Any], claims: dict[str, Any], leeway: float) -> tuple[str | None, str | None]:
     """`sid` and `sub` of a token that the signature check has passed; raises `Malformed`."""
-    events, iat = claims["events"], claims["iat"]
+    events, issued_at = claims["events"], as_seconds(claims["iat"])
     sid, sub = claims.get("sid"), claims.get("sub")
     if str(header.get("typ", "logout+jwt")).lower() not in ("logout+jwt", "jwt"):
         raise Malformed("the logout token has the wrong type")
@@ -80,7 +80,7 @@ def _subject(header: dict[str, Any], claims: dict[str, Any], leeway: float) -> t
         raise Malformed("the logout token does not tell of a logout")
     if "nonce" in claims or not _usable(claims["jti"]):
         raise Malformed("the logout token has a nonce or no usable jti")
-    if not isinstance(iat, int | float) or not -leeway <= time.time() - iat <= MAX_AGE:
+    if issued_at is None or not -leeway <= time.time() - issued_at <= MAX_AGE:
         raise Malformed("the logout token is too old")
     if not all(value is None or _usable(value) for value in (sid, sub)):
         raise Malformed("the logout token's sid or sub is not usable")

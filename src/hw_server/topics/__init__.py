@@ -1,9 +1,12 @@
 """Topics: what committed arrives at every subscriber, once and in order; what was missed comes back."""
 
+from hw_server.auth.authentication import Authentication
+from hw_server.auth.jwks import SigningKeys
 from hw_server.auth.revocations import Revocations
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import Feature
 from hw_server.operations.events import Outbox
+from hw_server.ratelimit import ConnectionLimiter
 from hw_server.redis import CacheRedis, Keys
 from hw_server.runtime.parts import Parts
 from hw_server.settings import Settings
@@ -24,6 +27,11 @@ def _store(parts: Parts) -> TopicStore:
     return TopicStore(parts[Settings].redis, parts[CacheRedis], parts[Keys])
 
 
+def _outbox(parts: Parts) -> PostgresOutbox:
+    settings, ephemeral = parts[Settings].topics, parts[Metrics].topic_ephemeral
+    return PostgresOutbox(settings, parts[CacheRedis], parts[Keys], _store(parts), ephemeral)
+
+
 def _feed(parts: Parts) -> Feed:
     return Feed(parts[Settings].redis, parts[CacheRedis], parts[Keys])
 
@@ -40,11 +48,18 @@ def _relay(parts: Parts) -> Relay:
 
 
 def _subscriptions(parts: Parts) -> SocketSubscriptions:
-    subscriptions = SocketSubscriptions(
-        parts[Settings].topics, parts[Broker], parts[Registry], parts[Hub], parts[Metrics]
-    )
+    subscriptions = SocketSubscriptions(parts[Settings].topics, parts[Broker], parts[Registry], parts[Hub])
     parts[SignIn].on_refreshed.append(subscriptions.recheck)
     return subscriptions
+
+
+def _streams(parts: Parts) -> EventStreams:
+    streams = EventStreams(
+        parts[Settings], parts[Broker], parts[Registry], parts[Authentication], parts[ConnectionLimiter], parts[Metrics]
+    )
+    parts[Revocations].listeners.append(streams.on_revoked)
+    parts[SigningKeys].listeners.append(streams.on_keys_withdrawn)
+    return streams
 
 
 feature = Feature(
@@ -52,13 +67,18 @@ feature = Feature(
     operations,
     router,
     provides={
-        PostgresOutbox: lambda parts: PostgresOutbox(parts[Settings].topics, parts[CacheRedis], parts[Keys]),
+        PostgresOutbox: _outbox,
         Outbox: lambda parts: parts[PostgresOutbox],
         Feed: _feed,
         Broker: _broker,
         Relay: _relay,
         SocketSubscriptions: _subscriptions,
-        EventStreams: lambda parts: EventStreams(parts[Settings], parts[Broker], parts[Registry], parts[Revocations]),
+        EventStreams: _streams,
     },
-    services=(lambda parts: parts[Feed], lambda parts: parts[Broker], lambda parts: parts[Relay]),
+    services=(
+        lambda parts: parts[Feed],
+        lambda parts: parts[Broker],
+        lambda parts: parts[Relay],
+        lambda parts: parts[EventStreams],
+    ),
 )

@@ -4,7 +4,8 @@ gaps are repaired here, from history, and clients hear of a reset only when hist
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import structlog
@@ -12,8 +13,10 @@ from pydantic_core import to_json
 
 from hw_server.errors import Unavailable
 from hw_server.observability.metrics import Metrics
+from hw_server.operations import Topic
 from hw_server.redis import Keys
 from hw_server.settings import TopicSettings
+from hw_server.topics.backlog import OVERHEAD, Backlog, Keyed
 from hw_server.topics.feed import Feed
 from hw_server.topics.store import PAGE, Stored, TopicStore
 from hw_server.ws.connection import WebSocketConnection
@@ -24,8 +27,10 @@ log = structlog.get_logger()
 
 SWEEP_INTERVAL = 1.0  # seconds
 LINGER = 10.0  # seconds a topic without subscribers is still followed
-WRITES = 250  # of one event before the event loop has its turn
+WRITES = 250  # of one frame before the event loop has its turn
+FRAME_BYTES = 131_072  # of events that travel together
 RECENT_BYTES = 262_144  # of one topic
+READS = 5  # of the history for one subscription, which ends each time behind what came meanwhile
 MAX_RECOVERED = 524_288  # bytes of events that one subscription recovers
 REPAIRS = 16  # at the same time
 
@@ -48,14 +53,15 @@ class Position(NamedTuple):
 
 class Channel:
     """One topic in this process. `offset` is that of the last event given to subscribers; `recent` holds the last events up to
-    it without a gap."""
+    it without a gap; `receivers` are the sockets that the event at hand has not been written to."""
 
     __slots__ = (
-        "early", "epoch", "joining", "key", "live", "name", "offset", "pins", "recent", "recent_bytes", "repairing",
-        "streams", "topic_json", "unused_since",
+        "checked", "early", "epoch", "joining", "key", "live", "name", "offset", "pins", "receivers", "recent",
+        "recent_bytes", "repairing", "streams", "topic", "topic_json", "unused_since",
     )  # fmt: skip
 
-    def __init__(self, name: str, key: bytes) -> None:
+    def __init__(self, topic: Topic[Any], name: str, key: bytes) -> None:
+        self.topic = topic
         self.name = name
         self.key = key
         self.topic_json = to_json(name)
@@ -64,12 +70,20 @@ class Channel:
         self.recent: deque[tuple[int, bytes]] = deque()
         self.recent_bytes = 0
         self.streams: dict[Stream, None] = {}
+        self.receivers: set[WebSocketConnection] = set()
         self.live = False  # whether the position is known
         self.repairing = False
         self.early: list[tuple[str, int, bytes]] = []  # heard while joining or repairing
         self.joining: asyncio.Task[None] | None = None
         self.pins = 0  # subscriptions under way
-        self.unused_since = time.monotonic()
+        self.unused_since = self.checked = time.monotonic()
+
+    @property
+    def conflates(self) -> bool:
+        return self.topic.when_full == "conflate"
+
+    def keyed(self, events: Events) -> Keyed:
+        return [(self.topic.key_of(event[1]), event) for event in events]
 
     def since(self, offset: int) -> list[tuple[int, bytes]] | None:
         """The events after `offset`, None where they are not all at hand."""
@@ -82,6 +96,9 @@ class Channel:
 
     def position(self) -> dict[str, object]:
         return {"topic": self.name, "epoch": self.epoch, "offset": self.offset}
+
+    def frames(self, events: list[tuple[int, bytes]]) -> Iterator[bytes]:
+        return map(self.frame, _batches(events))
 
     def frame(self, events: Events) -> bytes:
         """A ready frame for every socket. One event is a `topic.event`, several are `topic.events`."""
@@ -114,19 +131,20 @@ class Broker:
         self._repair_slots = asyncio.Semaphore(REPAIRS)
         self._reads: dict[bytes, tuple[int, asyncio.Task[Any]]] = {}
         self._delivered = {name: metrics.topic_delivered.labels(name) for name in ("ws", "sse")}
+        self._conflated = metrics.topic_conflated.labels("ws")
         feed.on_messages = self._on_messages
         feed.on_restored = self._on_restored
 
     # Subscribing
 
-    async def join(self, name: str) -> Channel:
+    async def join(self, name: str, topic: Topic[Any]) -> Channel:
         """The channel of a topic, with its position known, pinned until `release`. Raises `Unavailable`."""
         key = self._keys.topic_channel(name).encode()
         channel = self._channels.get(key)
         if channel is None:
             if len(self._channels) >= self._settings.max_topics:
                 raise Unavailable("this process follows as many topics as it may")
-            channel = self._channels[key] = Channel(name, key)
+            channel = self._channels[key] = Channel(topic, name, key)
             channel.joining = asyncio.create_task(self._join(channel), name="topic-join")
         channel.pins += 1
         try:
@@ -142,11 +160,16 @@ class Broker:
         channel.unused_since = time.monotonic()
 
     async def _join(self, channel: Channel) -> None:
+        subscribed = False
         try:
             await self._feed.subscribe(channel.key.decode())
+            subscribed = True
             stored = await self._store.read(channel.name)
         except BaseException:
             self._channels.pop(channel.key, None)
+            if subscribed:
+                with suppress(Unavailable):
+                    await self._feed.unsubscribe(channel.key.decode())
             raise
         channel.epoch, channel.offset = stored.epoch, stored.offset
         channel.live = channel.repairing = True
@@ -155,19 +178,23 @@ class Broker:
     async def missed(self, channel: Channel, since: Position) -> list[tuple[int, bytes]] | None:
         """The events after a position up to the channel's, None where they are gone, or too many. Those who ask at the same
         time share one read of the history."""
-        if since.epoch != channel.epoch or since.offset > channel.offset:
-            return None
-        events = channel.since(since.offset)
-        if events is None:
-            history = await self._history(channel, since.offset + 1)
-            if since.epoch != channel.epoch:
+        for _ in range(READS):
+            if since.epoch != channel.epoch or since.offset > channel.offset:
                 return None
-            events = [event for event in history if since.offset < event[0] <= channel.offset]
-            later = channel.since(events[-1][0]) if events else None
-            if later is None or events[0][0] != since.offset + 1:
-                return None
-            events += later
-        return events if sum(len(data) for _, data in events) <= MAX_RECOVERED else None
+            events = channel.since(since.offset)
+            if events is None:
+                history = await self._history(channel, since.offset + 1)
+                if since.epoch != channel.epoch:
+                    return None
+                events = [event for event in history if since.offset < event[0] <= channel.offset]
+                if not events or events[0][0] != since.offset + 1:
+                    return None
+                later = channel.since(events[-1][0])
+                if later is None:
+                    continue  # more came meanwhile than is at hand
+                events += later
+            return events if sum(len(data) + OVERHEAD for _, data in events) <= MAX_RECOVERED else None
+        return None
 
     async def _history(self, channel: Channel, first: int) -> list[tuple[int, bytes]]:
         shared = self._reads.get(channel.key)
@@ -190,7 +217,7 @@ class Broker:
         while size <= MAX_RECOVERED:
             stored = await self._store.read(channel.name, first, PAGE)
             events += stored.events
-            size += sum(len(data) for _, data in stored.events)
+            size += sum(len(data) + OVERHEAD for _, data in stored.events)
             if len(stored.events) < PAGE:
                 break
             first = events[-1][0] + 1
@@ -203,8 +230,21 @@ class Broker:
         events = channel.since(position.offset) if position.epoch == channel.epoch else None
         if events is None:
             self._reset_socket(channel, connection)
-        elif events:
-            connection.send_frame(channel.frame(events))
+        elif channel.conflates and connection.stalled:
+            self._hold(channel, connection, channel.keyed(events))
+        else:
+            for frame in channel.frames(events):
+                connection.send_frame(frame)
+
+    def detach_socket(self, connection: WebSocketConnection, name: str) -> None:
+        """Not even the event that is being written reaches it any more."""
+        self._hub.unsubscribe(connection, name)
+        self._metrics.topic_subscriptions.dec()
+        channel = self._channels.get(self._keys.topic_channel(name).encode())
+        if channel is not None:
+            channel.receivers.discard(connection)
+            if connection.backlog is not None:
+                connection.backlog.drop(channel)
 
     def attach_stream(self, channel: Channel, stream: Stream) -> None:
         """The stream has the channel's position."""
@@ -254,29 +294,56 @@ class Broker:
     async def _deliver(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
         if not events:
             return
-        channel.offset = events[-1][0]
-        self._remember(channel, events)
-        for stream in list(channel.streams):
+        for index, batch in enumerate(_batches(events)):
+            if index:
+                await asyncio.sleep(0)  # so that the batch before leaves
+            channel.offset = batch[-1][0]
+            self._remember(channel, batch)
+            await self._deliver_batch(channel, batch)
+
+    async def _deliver_batch(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
+        receivers = channel.receivers = set(self._hub.subscribers(channel.name))
+        streams = list(channel.streams)
+        for delivered, stream in enumerate(streams, 1):
             stream.deliver(channel, events)
-        self._delivered["sse"].inc(len(channel.streams) * len(events))
-        sockets = list(self._hub.subscribers(channel.name))
-        if sockets:
-            frame = channel.frame(events)
-            for written, connection in enumerate(sockets, 1):
+            if delivered % WRITES == 0:
+                await asyncio.sleep(0)
+        self._delivered["sse"].inc(len(streams) * len(events))
+        if not receivers:
+            return
+        self._delivered["ws"].inc(len(receivers) * len(events))
+        frame, conflates = channel.frame(events), channel.conflates
+        keyed: Keyed | None = None
+        written = 0
+        while receivers:
+            connection = receivers.pop()
+            if conflates and connection.stalled:
+                keyed = channel.keyed(events) if keyed is None else keyed
+                self._hold(channel, connection, keyed)
+            else:
                 connection.write_event(frame)
-                if written % WRITES == 0:
-                    await asyncio.sleep(0)
-            self._delivered["ws"].inc(len(sockets) * len(events))
+            written += 1
+            if written % WRITES == 0:
+                await asyncio.sleep(0)
+
+    def _hold(self, channel: Channel, connection: WebSocketConnection, keyed: Keyed) -> None:
+        """Until the client reads again, the newest events are enough."""
+        if not connection.open:
+            return
+        if connection.backlog is None:
+            connection.backlog = Backlog()
+        self._conflated.inc(connection.backlog.add(channel, keyed))
+        connection.check_backlog()
 
     def _remember(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
-        size = sum(len(data) for _, data in events)
+        size = sum(len(data) + OVERHEAD for _, data in events)
         channel.recent += events
         channel.recent_bytes += size
         self._recent_bytes += size
         while channel.recent and (
             channel.recent_bytes > RECENT_BYTES or self._recent_bytes > self._settings.recent_bytes
         ):
-            forgotten = len(channel.recent.popleft()[1])
+            forgotten = len(channel.recent.popleft()[1]) + OVERHEAD
             channel.recent_bytes -= forgotten
             self._recent_bytes -= forgotten
 
@@ -344,6 +411,8 @@ class Broker:
 
     def _reset_socket(self, channel: Channel, connection: WebSocketConnection) -> None:
         self._metrics.topic_resets.inc()
+        if connection.backlog is not None:
+            connection.backlog.drop(channel)
         connection.notify("topic.reset", channel.position())
 
     # Running
@@ -353,11 +422,27 @@ class Broker:
             await asyncio.sleep(SWEEP_INTERVAL)
             self._metrics.topic_channels.set(len(self._channels))
             limit = time.monotonic() - LINGER
+            await self._check_positions()
             for channel in list(self._channels.values()):
                 if not channel.live or channel.streams or channel.pins or self._hub.subscribers(channel.name):
                     channel.unused_since = time.monotonic()
                 elif channel.unused_since < limit:
                     await self._leave(channel)
+
+    async def _check_positions(self) -> None:
+        """Asks Redis now and then whether the position of a topic is right, which also keeps it from expiring there."""
+        due = time.monotonic() - self._settings.check_interval
+        for channel in list(self._channels.values()):
+            if channel.checked > due or not channel.live or channel.repairing:
+                continue
+            channel.checked = time.monotonic()
+            try:
+                stored = await self._store.read(channel.name)
+            except Unavailable:
+                return
+            behind = stored.offset > channel.offset or stored.epoch != channel.epoch
+            if behind and not channel.repairing:
+                self._start_repair(channel)
 
     async def _leave(self, channel: Channel) -> None:
         del self._channels[channel.key]
@@ -367,6 +452,14 @@ class Broker:
         except Unavailable:
             return
 
-    @property
-    def ready(self) -> bool:
-        return self._feed.connected
+
+def _batches(events: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """Events that travel together: a client refuses a message that is too long."""
+    first = size = 0
+    for index, (_, data) in enumerate(events):
+        if size + len(data) > FRAME_BYTES and index > first:
+            yield events[first:index]
+            first, size = index, 0
+        size += len(data)
+    if events:
+        yield events[first:]

@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
 
 from hw_server.auth import Principal
-from hw_server.errors import InvalidInput, NotFound
-from hw_server.operations import SIGNED_IN, Call, Events, Operations, Provided, Socket, Text, Write
+from hw_server.errors import Forbidden, InvalidInput, NotFound
+from hw_server.operations import SIGNED_IN, Call, Events, Operations, Provided, Socket, Text
 from hw_server.ratelimit import RateLimiter
 from hw_server.topics.broker import Broker, Position
 from hw_server.topics.registry import Registry
@@ -74,7 +74,6 @@ class TopicHistory(BaseModel):
 @operations.rpc("topic.subscribe", role=SIGNED_IN)
 async def subscribe(
     query: Subscribe,
-    caller: Principal,
     call: Call,
     socket: Socket[WebSocketConnection],
     registry: Provided[Registry],
@@ -82,10 +81,12 @@ async def subscribe(
     broker: Provided[Broker],
 ) -> Subscribed:
     """Subscribe the socket to a topic, from now on or from the last event that the client has."""
-    await registry.authorize("subscribe", query.topic, caller)
     subscriptions.reserve(socket, query.topic)
     try:
-        channel = await broker.join(query.topic)
+        # Reserved before it is allowed, and by the token of now: a newer one either is this one, or finds the topic to check.
+        assert socket.principal is not None
+        topic = await registry.authorize("subscribe", query.topic, socket.principal)
+        channel = await broker.join(query.topic, topic)
     except BaseException:
         subscriptions.cancel(socket, query.topic)
         raise
@@ -93,6 +94,8 @@ async def subscribe(
     try:
         if query.recover is not None:
             events = await broker.missed(channel, Position(query.recover.epoch, query.recover.offset))
+        if not subscriptions.reserved(socket, query.topic):
+            raise Forbidden("the subscription was ended meanwhile")
     except BaseException:
         broker.release(channel)
         subscriptions.cancel(socket, query.topic)
@@ -120,7 +123,6 @@ async def unsubscribe(
 
 @operations.post("topic.publish", "/publish", role=SIGNED_IN, status=200, problems=(404,))
 async def publish(
-    db: Write,
     query: TopicQuery,
     body: Publish,
     caller: Principal,
@@ -128,7 +130,8 @@ async def publish(
     registry: Provided[Registry],
     limiter: Provided[RateLimiter],
 ) -> None:
-    """Publish an event to a topic that takes events of clients. It is durable once this is answered."""
+    """Publish an event to a topic that takes events of clients. It is durable once this is answered, unless the topic is
+    ephemeral: then Redis has it."""
     topic = await registry.authorize("publish", query.topic, caller)
     await limiter.check("publish", f"user:{caller.sub}")
     try:

@@ -1,13 +1,16 @@
-"""The outbox in PostgreSQL: events are committed with the change they tell of."""
+"""The outbox in PostgreSQL: events are committed with the change they tell of. Ephemeral events pass it by."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 from contextvars import Context
 
+from prometheus_client import Counter
+
 from hw_server.errors import Unavailable
 from hw_server.operations.events import Event, Statement
 from hw_server.redis import CacheRedis, Keys
 from hw_server.settings import TopicSettings
+from hw_server.topics.store import TopicStore
 
 DEBOUNCE = 0.01  # seconds; at most one signal in each
 LOCK_SPACE = 0x6877_746F  # "hwto": the first half of the advisory locks of ordered topics
@@ -17,17 +20,21 @@ class PostgresOutbox:
     """The platform's `Outbox`. `NOTIFY` inside the transaction would serialize all commits, so the relay is woken after it:
     in this process by `wake`, in others over Redis. A lost signal costs one `topics.poll_interval`."""
 
-    def __init__(self, settings: TopicSettings, redis: CacheRedis, keys: Keys) -> None:
+    def __init__(
+        self, settings: TopicSettings, redis: CacheRedis, keys: Keys, store: TopicStore, ephemeral: Counter
+    ) -> None:
         self.max_events = settings.max_events
         self.max_event_bytes = settings.max_event_bytes
         self.wake: Callable[[], bool] = lambda: False  # returns whether this process holds all relays
         self._redis = redis
+        self._store = store
+        self._ephemeral = ephemeral
         self._channel = keys.topic_wake
         self._scheduled = False
         self._signals: set[asyncio.Task[None]] = set()
 
     def ordered_topics(self, events: Sequence[Event]) -> Statement | None:
-        topics = sorted({event.topic for event in events if event.ordered})
+        topics = sorted({event.topic for event in events if event.declared.ordered})
         if not topics:
             return None
         # Locked in one order by everybody: two transactions cannot wait for each other.
@@ -45,6 +52,17 @@ class PostgresOutbox:
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_later(DEBOUNCE, self._signal, context=Context())
+
+    async def send(self, events: Sequence[Event]) -> None:
+        by_topic: dict[str, list[Event]] = {}
+        for event in events:
+            by_topic.setdefault(event.topic, []).append(event)
+        refusals = await self._store.send(
+            (topic, found[0].declared.history, [event.data for event in found]) for topic, found in by_topic.items()
+        )
+        if refusal := next(filter(None, refusals), None):
+            raise Unavailable(f"Redis refuses the event: {str(refusal)[:200]}")
+        self._ephemeral.inc(len(events))
 
     def _signal(self) -> None:
         self._scheduled = False

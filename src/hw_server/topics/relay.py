@@ -35,11 +35,11 @@ SESSION = {
     "tcp_keepalives_count": "4",
     "tcp_user_timeout": "12000",
 }
-# `hw restore` sets the last part: a cluster made anew may give the same numbers.
+# Of the outbox: another one after a restore (cluster or table) and after a promotion (timeline).
 INCARNATION = """
-    SELECT (SELECT oid FROM pg_database WHERE datname = current_database())::text || '-'
-           || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
-           || coalesce('-' || current_setting('hw.incarnation', true), '')
+    SELECT system_identifier || '-' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || '-'
+           || 'topic_outbox'::regclass::oid
+    FROM pg_control_system()
 """
 ACQUIRE = """
     UPDATE topic_relays SET pid = pg_backend_pid(), fence = nextval('topic_fences'), heartbeat = now()
@@ -231,6 +231,7 @@ class Relay:
         refusals = await self._store.append(
             partition.number,
             partition.fence,
+            self._incarnation,
             [
                 (topic, self._history(topic), [(self._key(row["id"]), row["data"].encode()) for row in batch])
                 for topic, batch in batches.items()

@@ -1,22 +1,24 @@
 """The subscriptions of sockets: `connection.topics` are their names, the hub finds the sockets of a topic."""
 
+import structlog
+
 from hw_server.auth import Principal
-from hw_server.errors import DomainError, Forbidden
-from hw_server.observability.metrics import Metrics
+from hw_server.errors import DomainError, Forbidden, InternalError
 from hw_server.settings import TopicSettings
 from hw_server.topics.broker import Broker, Channel, Position
 from hw_server.topics.registry import Registry
 from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.hub import Hub
 
+log = structlog.get_logger("topics")
+
 
 class SocketSubscriptions:
-    def __init__(self, settings: TopicSettings, broker: Broker, registry: Registry, hub: Hub, metrics: Metrics) -> None:
+    def __init__(self, settings: TopicSettings, broker: Broker, registry: Registry, hub: Hub) -> None:
         self._settings = settings
         self._broker = broker
         self._registry = registry
         self._hub = hub
-        self._count = metrics.topic_subscriptions
         hub.on_removed.append(self._removed)
 
     def reserve(self, connection: WebSocketConnection, topic: str) -> None:
@@ -28,25 +30,28 @@ class SocketSubscriptions:
         self._detach(connection, topic)
         connection.topics.add(topic)
 
+    def reserved(self, connection: WebSocketConnection, topic: str) -> bool:
+        return connection.topics is not None and topic in connection.topics
+
     def attach(self, connection: WebSocketConnection, channel: Channel, position: Position) -> None:
         """The response that holds `position` was sent: from here on the socket gets what follows."""
-        if connection.topics is not None and channel.name in connection.topics and connection in self._hub.connections:
+        if self.reserved(connection, channel.name) and connection in self._hub.connections:
             self._detach(connection, channel.name)
             self._broker.attach_socket(channel, connection, position)
         self._broker.release(channel)
 
     def cancel(self, connection: WebSocketConnection, topic: str) -> bool:
         """Whether there was a subscription."""
-        if connection.topics is None or topic not in connection.topics:
+        if not self.reserved(connection, topic):
             return False
+        assert connection.topics is not None
         self._detach(connection, topic)
         connection.topics.discard(topic)
         return True
 
     def _detach(self, connection: WebSocketConnection, topic: str) -> None:
         if connection in self._hub.subscribers(topic):
-            self._hub.unsubscribe(connection, topic)
-            self._count.dec()
+            self._broker.detach_socket(connection, topic)
 
     def _removed(self, connection: WebSocketConnection) -> None:
         for topic in connection.topics or ():
@@ -59,5 +64,12 @@ class SocketSubscriptions:
             try:
                 await self._registry.authorize("subscribe", topic, principal)
             except DomainError as error:
-                if self.cancel(connection, topic):
-                    connection.notify("topic.unsubscribed", {"topic": topic, "reason": error.code})
+                self._end(connection, topic, error.code)
+            except Exception:
+                # A defect of its rule must not leave it, nor those behind it, as they are.
+                log.exception("topic_rule_failed", topic=topic)
+                self._end(connection, topic, InternalError.code)
+
+    def _end(self, connection: WebSocketConnection, topic: str, reason: str) -> None:
+        if self.cancel(connection, topic):
+            connection.notify("topic.unsubscribed", {"topic": topic, "reason": reason})

@@ -1,8 +1,10 @@
 """Topics in Redis: per topic a hash with epoch and offset, and a stream with the last events. Epochs tell the truth: a restart
-or a failover of Redis may have lost offsets that look fine later, so each of them begins new epochs."""
+or a failover of Redis may have lost offsets that look fine later, so each of them begins new epochs; so does another outbox, which
+was restored from a backup and tells of another past."""
 
 import asyncio
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,41 +19,50 @@ from hw_server.settings import RedisSettings
 log = structlog.get_logger()
 
 META_LIFETIME = 7 * 86_400  # seconds that a topic's offset outlives its history
+EMPTY_LIFETIME = 3600  # seconds of a topic that has never had an event, and that nobody reads
 PAGE = 500  # events of one read
+RETRY = 0.3  # seconds without attempts after a connection failed
 # Errors that are about Redis as a whole (the first word of its answer), never about one event.
 OF_REDIS = frozenset({
     "LOADING", "READONLY", "OOM", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOSCRIPT", "NOAUTH",
     "NOPERM", "UNKILLABLE",
 })  # fmt: skip
 
-# Starts a new epoch unless the topic's generation is that of this Redis.
+# Starts a new epoch unless the topic's generation is that of this Redis, and its incarnation that of the outbox.
 EPOCH = """
-local meta = redis.call('HMGET', KEYS[1], 'g', 'e', 'o', 'b')
+local meta = redis.call('HMGET', KEYS[1], 'g', 'e', 'o', 'b', 'i')
 local epoch, offset, bytes = meta[2], tonumber(meta[3]) or 0, tonumber(meta[4]) or 0
-if meta[1] ~= ARGV[1] then
+if meta[1] ~= ARGV[1] or (incarnation and meta[5] and meta[5] ~= incarnation) then
   redis.call('DEL', KEYS[2])
   epoch, offset, bytes = ARGV[2], 0, 0
   redis.call('HSET', KEYS[1], 'g', ARGV[1], 'e', epoch, 'o', 0, 'b', 0)
 end
 """
+# Durable events come with a fence, and with a key each (see `relay`); ephemeral ones have neither.
 APPEND = (
     """
-local fence = tonumber(redis.call('GET', KEYS[3])) or 0
-if tonumber(ARGV[4]) < fence then return redis.error_reply('FENCED a later relay publishes') end
-if tonumber(ARGV[4]) > fence then redis.call('SET', KEYS[3], ARGV[4]) end
+local durable, incarnation = #KEYS > 2, nil
+if durable then
+  incarnation = ARGV[9]
+  local fence = tonumber(redis.call('GET', KEYS[3])) or 0
+  if tonumber(ARGV[4]) < fence then return redis.error_reply('FENCED a later relay publishes') end
+  if tonumber(ARGV[4]) > fence then redis.call('SET', KEYS[3], ARGV[4]) end
+end
 """
     + EPOCH
     + """
+if redis.call('EXISTS', KEYS[2]) == 0 then bytes = 0 end  -- it has expired
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local max_length, max_age, max_bytes = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-for i = 9, #ARGV, 2 do
-  if redis.call('SISMEMBER', KEYS[4], ARGV[i]) == 0 then
+if durable and meta[5] ~= incarnation then redis.call('HSET', KEYS[1], 'i', incarnation) end
+for i = 10, #ARGV, 2 do
+  if not durable or redis.call('SISMEMBER', KEYS[4], ARGV[i]) == 0 then
     redis.call('XADD', KEYS[2], (offset + 1) .. '-0', 'd', ARGV[i + 1], 't', now)
     offset = offset + 1
     bytes = bytes + #ARGV[i + 1]
     redis.call('HSET', KEYS[1], 'o', offset, 'b', bytes)
-    redis.call('SADD', KEYS[4], ARGV[i])
+    if durable then redis.call('SADD', KEYS[4], ARGV[i]) end
     redis.call('PUBLISH', ARGV[5], epoch .. ' ' .. offset .. ' ' .. ARGV[i + 1])
   end
 end
@@ -70,9 +81,11 @@ return offset
 """
 )
 READ = (
-    EPOCH
+    "local incarnation = nil\n"
+    + EPOCH
     + """
-if redis.call('TTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
+local lifetime = offset > 0 and tonumber(ARGV[3]) or tonumber(ARGV[6])
+if redis.call('TTL', KEYS[1]) < lifetime then redis.call('EXPIRE', KEYS[1], lifetime) end
 local entries = {}
 if tonumber(ARGV[5]) > 0 and tonumber(ARGV[4]) <= offset then
   entries = redis.call('XRANGE', KEYS[2], ARGV[4] .. '-0', '+', 'COUNT', ARGV[5])
@@ -108,26 +121,53 @@ class TopicStore:
         self._generation = ""
         self._scripts: dict[str, str] = {}
         self._lock = asyncio.Lock()
+        self._retry_at = 0.0  # time.monotonic() before which no connection is tried again
 
     async def append(
         self,
         partition: int,
         fence: int,
+        incarnation: str,
         topics: Iterable[tuple[str, History, Sequence[tuple[str, bytes]]]],
     ) -> list[ResponseError | None]:
         """Publishes `(key, data)` of each topic in order, those with a known key excepted; per topic None or why it was
         refused. Raises `Fenced`, and `Unavailable` where Redis as a whole does not take events."""
-        commands = []
-        await self._ready()
-        for name, history, events in topics:
-            keys = [self._keys.topic_meta(name), self._keys.topic_history(name), self._keys.topic_fence(partition)]
-            keys.append(self._keys.topic_published(partition))
-            arguments: list[Any] = [
-                self._generation, secrets.token_hex(6), META_LIFETIME, fence, self._keys.topic_channel(name),
-                history.length, int(history.hours * 3_600_000), history.bytes,
-            ]  # fmt: skip
-            commands.append(self._script(APPEND, keys, arguments + [part for event in events for part in event]))
-        return [_refusal(result) for result in await self._execute(commands)]
+        generation = await self._ready()
+        relay = [self._keys.topic_fence(partition, incarnation), self._keys.topic_published(partition)]
+        return await self._append(
+            generation,
+            [self._appending(name, history, relay, fence, incarnation, events) for name, history, events in topics],
+        )
+
+    async def send(self, topics: Iterable[tuple[str, History, Sequence[bytes]]]) -> list[ResponseError | None]:
+        """The same for ephemeral events, which are published as often as they are sent."""
+        generation = await self._ready()
+        return await self._append(
+            generation,
+            [
+                self._appending(name, history, [], 0, "", [("", data) for data in events])
+                for name, history, events in topics
+            ],
+        )
+
+    def _appending(
+        self,
+        name: str,
+        history: History,
+        relay: list[str],
+        fence: int,
+        incarnation: str,
+        events: Sequence[tuple[str, bytes]],
+    ) -> tuple[Any, ...]:
+        keys = [self._keys.topic_meta(name), self._keys.topic_history(name), *relay]
+        arguments: list[Any] = [
+            self._generation, secrets.token_hex(6), META_LIFETIME, fence, self._keys.topic_channel(name),
+            history.length, int(history.hours * 3_600_000), history.bytes, incarnation,
+        ]  # fmt: skip
+        return self._script(APPEND, keys, arguments + [part for event in events for part in event])
+
+    async def _append(self, generation: str, commands: list[tuple[Any, ...]]) -> list[ResponseError | None]:
+        return [_refusal(result) for result in await self._execute(commands, generation)]
 
     async def forget(self, partition: int, keys: Sequence[str]) -> None:
         """After the outbox has deleted these events, their keys need not be known any more."""
@@ -147,10 +187,10 @@ class TopicStore:
 
     async def read(self, name: str, first: int = 0, count: int = 0) -> Stored:
         """Epoch and offset of a topic, with at most `count` events from offset `first` on."""
-        await self._ready()
+        generation = await self._ready()
         keys = [self._keys.topic_meta(name), self._keys.topic_history(name)]
-        arguments = [self._generation, secrets.token_hex(6), META_LIFETIME, first, count]
-        [result] = await self._execute([self._script(READ, keys, arguments)])
+        arguments = [self._generation, secrets.token_hex(6), META_LIFETIME, first, count, EMPTY_LIFETIME]
+        [result] = await self._execute([self._script(READ, keys, arguments)], generation)
         if isinstance(result, ResponseError):
             raise Unavailable(f"the topic cannot be read: {result}") from result
         epoch, offset, entries = result
@@ -159,14 +199,18 @@ class TopicStore:
     def _script(self, source: str, keys: list[str], arguments: list[Any]) -> tuple[Any, ...]:
         return ("EVALSHA", self._scripts[source], len(keys), *keys, *arguments)
 
-    async def _ready(self) -> None:
+    async def _ready(self) -> str:
+        """Connects where it is not connected; returns the generation of Redis, which scripts are given."""
         if self._connection is None or not self._connection.is_connected:
             async with self._lock:
                 await self._connect()
+        return self._generation
 
     async def _connect(self) -> None:
         if self._connection is not None and self._connection.is_connected:
             return
+        if time.monotonic() < self._retry_at:
+            raise Unavailable("Redis is out of reach")
         connection = self._connection = self._pool.make_connection()
         try:
             async with asyncio.timeout(4 * self._timeout):
@@ -182,6 +226,7 @@ class TopicStore:
                     self._scripts[source] = (await connection.read_response()).decode()
         except (RedisError, OSError, TimeoutError) as error:
             await self._disconnect()
+            self._retry_at = time.monotonic() + RETRY
             raise Unavailable("Redis is out of reach") from error
 
     async def _disconnect(self) -> None:
@@ -189,11 +234,12 @@ class TopicStore:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """The results in order; an error of one command is its result."""
+    async def _execute(self, commands: list[tuple[Any, ...]], generation: str | None = None) -> list[Any]:
+        """The results in order; an error of one command is its result. Commands of another generation are not sent."""
         async with self._lock:
-            if self._connection is None or not self._connection.is_connected:
-                raise Unavailable("Redis is out of reach")  # a new connection may be of another generation
+            known = generation is None or generation == self._generation
+            if self._connection is None or not self._connection.is_connected or not known:
+                raise Unavailable("Redis is out of reach")
             try:
                 async with asyncio.timeout(self._timeout + len(commands) * 0.01):
                     await self._connection.send_packed_command(self._connection.pack_commands(commands), False)

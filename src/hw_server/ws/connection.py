@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from prometheus_client import Counter
@@ -25,10 +25,23 @@ STRANGER_BYTES = 65_536  # of answers to a socket that has not signed in, in its
 Handle = Callable[["WebSocketConnection", bytes], Coroutine[Any, Any, None]]
 
 
+class Backlog(Protocol):
+    """Events that wait for a client that does not read; `size` in bytes."""
+
+    size: int
+
+    def add(self, channel: Any, keyed: Any) -> int: ...
+
+    def drop(self, channel: Any) -> None: ...
+
+    def flush(self, connection: "WebSocketConnection") -> None:
+        """Sends them, once it reads again."""
+
+
 class WebSocketConnection:
     """Belongs to the hub from accept to disconnect. `handle` answers one message; `principal` is None until the sign-in;
     `outcome` says in metrics how the connection ended; `ready` is whether another message is taken now; `messages` limits
-    them before they are parsed; `calls` are in progress."""
+    them before they are parsed; `calls` are in progress; `backlog` is what is sent once the client reads again."""
 
     __slots__ = (
         "_answered",
@@ -42,6 +55,7 @@ class WebSocketConnection:
         "_settings",
         "_spent",
         "_stalled",
+        "backlog",
         "calls",
         "client_ip",
         "id",
@@ -76,6 +90,7 @@ class WebSocketConnection:
         self.ready = True
         self.signing_in = False
         self.calls: set[Call] | None = None
+        self.backlog: Backlog | None = None
         self._handle = handle
         self._settings = settings
         self._messages = messages
@@ -124,6 +139,8 @@ class WebSocketConnection:
             seconds = self._settings.ping_interval
             self._stalled = asyncio.get_running_loop().call_later(seconds, self.close, CloseCode.SLOW_CONSUMER)
         else:
+            if self.backlog is not None:
+                self.backlog.flush(self)
             self._resume()
 
     def _resume(self) -> None:
@@ -191,6 +208,17 @@ class WebSocketConnection:
                 self.close(CloseCode.SLOW_CONSUMER)
             else:
                 protocol.write_frame(frame)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the client reads more slowly than it is sent to."""
+        return self._stalled is not None
+
+    def check_backlog(self) -> None:
+        """Closes a client whose backlog has more than is kept for it."""
+        size = self.backlog.size if self.backlog is not None else 0
+        if self._protocol.unsent + size > self._settings.send_buffer_bytes:
+            self.close(CloseCode.SLOW_CONSUMER)
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
         self.send_frame(text_frame(to_json({"jsonrpc": "2.0", "method": method, "params": params})))

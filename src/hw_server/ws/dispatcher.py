@@ -198,6 +198,8 @@ def _usable_id(message: Any) -> str | int | float | None:
         return None
     if isinstance(value, str):
         return value if len(value) <= MAX_ID else None
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else None  # JSON has no bound; past 4,300 digits Python writes none
     return value if math.isfinite(value) else None  # `1e999` is read as infinity, which JSON cannot say back
 
 

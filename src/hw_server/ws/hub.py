@@ -1,6 +1,9 @@
 """This process's sockets. One sweep a second looks after deadlines, expiry and leases for all of them."""
 
 import asyncio
+import math
+import random
+import sys
 import time
 from collections.abc import Callable, Collection
 
@@ -18,7 +21,8 @@ log = structlog.get_logger("ws")
 
 SWEEP_INTERVAL = 1.0  # seconds
 EXPIRY_WARNING = 60.0  # seconds before the token expires; half its remaining life where that is shorter
-CLOSE_BATCH = 500  # sockets closed before the event loop has its turn
+DRAIN_TICK = 0.02  # seconds
+NOTICES = 500  # sent before the event loop has its turn
 
 
 class Hub:
@@ -116,18 +120,50 @@ class Hub:
                 connection.notify("session.expiring", {"expires_at": principal.expires_at})
 
     async def close_all(self, timeout: float) -> None:
-        """Tells every client, waits at most `timeout` seconds for calls in progress, then closes."""
+        """Tells every client when to come back, then closes their sockets over some time, each once its calls have ended or
+        `timeout` seconds are over."""
         self.draining = True
         log.info("closing_sockets", sockets=len(self.connections))
-        for connection in list(self.connections):
-            connection.notify("server.draining", {})
-        deadline = time.monotonic() + timeout
-        while any(connection.busy for connection in self.connections) and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        for index, connection in enumerate(list(self.connections)):
-            connection.close(CloseCode.GOING_AWAY)
-            if index % CLOSE_BATCH == CLOSE_BATCH - 1:
+        drain = Drain(len(self.connections), self._settings.drain_rate, timeout)
+        for index, connection in enumerate(list(self.connections), 1):
+            connection.notify("server.draining", {"delay": drain.delay()})
+            if index % NOTICES == 0:
                 await asyncio.sleep(0)
+        closed = 0
+        while not drain.over:
+            open_ = [connection for connection in self.connections if not connection.closed]
+            if not open_:
+                return
+            for connection in [item for item in open_ if not item.busy][: max(0, drain.due() - closed)]:
+                connection.close(CloseCode.GOING_AWAY)
+                closed += 1
+            await asyncio.sleep(DRAIN_TICK)
+        for connection in list(self.connections):
+            connection.close(CloseCode.GOING_AWAY)
+
+
+class Drain:
+    """Spreads the ends of `count` connections, `rate` in a second, so that their clients do not come to the other processes all
+    at once; at most over half of `timeout` seconds."""
+
+    def __init__(self, count: int, rate: float, timeout: float) -> None:
+        self._count = count
+        self._spread = min(count / rate, timeout / 2)
+        self._began = time.monotonic()
+        self._deadline = self._began + timeout
+
+    def delay(self) -> float:
+        """Seconds that one client waits after its end before it connects again."""
+        return round(random.uniform(0, self._spread), 2)  # noqa: S311 - no secret
+
+    def due(self) -> int:
+        """How many may have ended by now; in the end also those that came meanwhile."""
+        passed = time.monotonic() - self._began
+        return math.ceil(self._count * passed / self._spread) if passed < self._spread else sys.maxsize
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self._deadline
 
 
 def _discard(index: dict[str, set[WebSocketConnection]], name: str, connection: WebSocketConnection) -> None:

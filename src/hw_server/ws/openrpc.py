@@ -4,26 +4,30 @@ from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
+from pydantic_core import to_json
 
 from hw_server import __version__
-from hw_server.operations import BoundOperation, Feature
+from hw_server.operations import PUBLIC, BoundOperation, Feature, JsonObject
 from hw_server.operations.signature import BODY, QUERY
 from hw_server.ws.codes import RPC_ERRORS, CloseCode
 
+NOTIFICATIONS = [
+    "session.expiring", "server.draining", "topic.event", "topic.events", "topic.reset", "topic.unsubscribed",
+]  # fmt: skip
 REF = "#/components/schemas/{model}"
 
 
 class OpenRpc:
-    """`document` is complete after `describe`."""
+    """`document` is there after `describe`."""
 
     def __init__(self, public_url: str) -> None:
         self._address = public_url.replace("http", "ws", 1) + "/web"
-        self.document: dict[str, Any] = {}
+        self.document = JsonObject()
 
     def describe(self, operations: Iterable[BoundOperation], features: Iterable[Feature]) -> None:
         schemas: dict[str, Any] = {}
         kinds = [*RPC_ERRORS, *(kind for feature in features for kind in feature.errors)]
-        self.document = {
+        document = {
             "openrpc": "1.3.2",
             "info": {"title": "hw-server", "version": __version__},
             "servers": [{"name": "web", "url": self._address}],
@@ -33,8 +37,9 @@ class OpenRpc:
                 "errors": {kind.code: {"code": kind.rpc_code, "message": kind.title} for kind in kinds},
             },
             "x-close-codes": {code.name.lower(): int(code) for code in CloseCode},
-            "x-notifications": ["session.expiring", "server.draining"],
+            "x-notifications": NOTIFICATIONS,
         }
+        self.document = JsonObject(to_json(document))
 
 
 def _method(bound: BoundOperation, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def _method(bound: BoundOperation, schemas: dict[str, Any]) -> dict[str, Any]:
         "paramStructure": "by-name",
         "params": params,
         "result": {"name": "result", "schema": _schema(signature.returns, schemas)},
-        "x-role": operation.role,
+        "x-role": operation.role or PUBLIC,
     }
 
 

@@ -1,12 +1,13 @@
 """The operations that only the socket speaks."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hw_server.auth import Principal
-from hw_server.errors import Conflict, DomainError, RateLimited, Unavailable
-from hw_server.operations import SIGNED_IN, Call, Feature, Operations, Provided, Socket
+from hw_server.errors import Conflict, DomainError, RateLimited, Unauthenticated, Unavailable
+from hw_server.operations import SIGNED_IN, Call, Feature, JsonObject, Operations, Provided, Socket
+from hw_server.settings import Settings
 from hw_server.ws.codes import CloseCode
 from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.openrpc import OpenRpc
@@ -58,8 +59,10 @@ async def refresh(
 
 
 @operations.rpc("rpc.discover", public=True)
-async def discover(openrpc: Provided[OpenRpc]) -> dict[str, Any]:
-    """Get the OpenRPC document."""
+async def discover(openrpc: Provided[OpenRpc], settings: Provided[Settings], caller: Principal | None) -> JsonObject:
+    """Get the OpenRPC document; without a token only where `http.docs` is on."""
+    if caller is None and not settings.http.docs:
+        raise Unauthenticated("the methods are named to those who are signed in")
     return openrpc.document
 
 

@@ -53,6 +53,7 @@ class EventStream:
         self._backoff = backoff
         self._timeout = httpx.Timeout(timeout, read=READ_TIMEOUT)
         self._raise_resets = raise_resets
+        self._drain_delay = 0.0  # seconds to wait before the next attempt, as the server said when it began to drain
         self._trust_env = trust_env
         self._items = self._read()
 
@@ -108,6 +109,7 @@ class EventStream:
                 finally:
                     self.connected = False
                 failures = 0 if opened is not None and time.monotonic() - opened > STABLE else failures + 1
+                delay, self._drain_delay = max(delay, self._drain_delay), 0.0
                 await asyncio.sleep(delay + self._backoff.delay(failures))
 
     async def _headers(self) -> dict[str, str]:
@@ -121,6 +123,8 @@ class EventStream:
     def _take(self, message: Message) -> Event | Reset | None:
         if message.id is not None:
             self.last_event_id = message.id
+        if message.event == "server.draining":
+            self._drain_delay = float(json.loads(message.data).get("delay") or 0)
         if message.event not in ("topic.event", "topic.reset"):
             return None
         body: dict[str, Any] = json.loads(message.data)

@@ -469,7 +469,7 @@ function option(method) {
   const input = make("input", { type: "radio", name: "method", value: method.name, onchange: () => choose(method) });
   const label = make("label", {}, input, make("strong", { textContent: method.name }));
   label.append(make("span", { textContent: method.summary }));
-  if (role) {
+  if (role !== "public") {
     const yours = role === "signed-in" || roles.includes(role);
     label.append(make("em", { textContent: yours ? role : `${role}, not yours`, className: yours ? "" : "lacking" }));
   }
@@ -481,20 +481,34 @@ function choose(method) {
   chosen = method;
   find("method").textContent = method.name;
   find("summary").textContent = method.summary;
-  find("params").value = drafts.get(method.name) ?? pretty(prefilled(method.params));
+  write(drafts.get(method.name) ?? draft(prefilled(method.params)));
   problem("");
   find("declared").replaceChildren(...(method.params.length ? [parameters(method.params)] : []));
 }
 
+// A value that nothing declares is left open, for the user to type: an empty one would be sent by one Ctrl+Enter too many.
+const OPEN = "\u{e000}"; // stands for it in an object
+const OPEN_IN_TEXT = /"(\w+)": ?(?=\s*[,}])/g;
+
 function prefilled(params) {
-  return Object.fromEntries(params.filter(({ required }) => required).map(({ name, schema }) => [name, sample(schema)]));
+  return Object.fromEntries(params.filter(({ required }) => required).map(({ name, schema }) => [name, declared(schema)]));
 }
 
-// Empty values, which hardly any method takes: one Ctrl+Enter too many changes nothing.
-function sample(schema) {
-  const kind = resolve(schema);
-  if (kind.enum) return kind.enum[0];
-  return { integer: 0, number: 0, boolean: false, array: [], object: {}, string: "" }[kind.type] ?? null;
+function declared(schema) {
+  return schema.default ?? schema.const ?? OPEN;
+}
+
+function draft(values) {
+  return pretty(values).replaceAll(`"${OPEN}"`, "");
+}
+
+// Shows params, with the caret where the first value is open.
+function write(text) {
+  const params = find("params");
+  params.value = text;
+  const [open] = text.matchAll(OPEN_IN_TEXT);
+  const caret = open ? open.index + open[0].length : text.length;
+  params.setSelectionRange(caret, caret);
 }
 
 // The schema itself, or of several the first that is not null.
@@ -507,9 +521,9 @@ function parameters(params) {
     const kind = resolve(schema);
     const add = make("button", { type: "button", textContent: name, title: "Put into the params" });
     add.addEventListener("click", () => {
-      const typed = object();
+      const typed = object(find("params").value.replaceAll(OPEN_IN_TEXT, `$&"${OPEN}"`));
       if (typed === undefined) return;
-      find("params").value = pretty({ ...typed, [name]: typed[name] ?? schema.default ?? sample(schema) });
+      write(draft({ ...typed, [name]: typed[name] ?? declared(schema) }));
       find("params").focus();
     });
     const type = kind.enum ? kind.enum.join(" | ") : (kind.format ?? kind.type ?? "any");
@@ -520,9 +534,9 @@ function parameters(params) {
 }
 
 // The params as typed; undefined, with the problem shown, where they are no JSON object.
-function object() {
+function object(text) {
   try {
-    const typed = JSON.parse(find("params").value.trim() || "{}");
+    const typed = JSON.parse(text.trim() || "{}");
     if (typed === null || typeof typed !== "object" || Array.isArray(typed)) throw new Error("an object is expected");
     problem("");
     return typed;
@@ -539,7 +553,14 @@ function problem(text) {
 
 function submit(event) {
   event.preventDefault();
-  const params = object();
+  const text = find("params").value;
+  const [open] = text.matchAll(OPEN_IN_TEXT);
+  if (open) {
+    write(text);
+    problem(`${open[1]} has no value yet.`);
+    return;
+  }
+  const params = object(text);
   if (params === undefined || chosen === undefined) return;
   if (find("state").dataset.state !== "connected") problem("The socket is not connected.");
   else call(chosen.name, params).catch(() => {}); // the error is shown

@@ -1,6 +1,6 @@
 """${name.capitalize().replace("_", " ")}: a feature with its own table, served over both protocols."""
 
-from hw_server.${name}.operations import operations
+from hw_server.${name}.operations import ${upper + ', ' if topic else ''}operations
 from hw_server.operations import Feature, ${"Reference, " if parent else ""}Seed
 
 feature = Feature(
@@ -15,6 +15,9 @@ feature = Feature(
         ),
 % endif
     },
+% if topic:
+    topics=(${upper},),
+% endif
     seed=Seed(
         "${path}",
         (

@@ -24,6 +24,15 @@ class ${cls}(BaseModel):
     updated_at: datetime
 
 
+% if topic:
+class ${cls}Event(BaseModel):
+    """What subscribers of the topic `${name}` get: the ${words} as it is now, or was when it was deleted."""
+
+    action: Literal["created", "updated", "deleted"]
+    ${singular}: ${cls}
+
+
+% endif
 class ${cls}Create(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

@@ -59,9 +59,9 @@ async def update(db: Connection, ${singular}_id: int, body: ${cls}Create | ${cls
     return _${singular}(row)
 
 
-async def delete(db: Connection, ${singular}_id: int) -> bool:
-    """Whether there was such ${article} ${words}."""
-    return await db.fetchval("DELETE FROM ${name} WHERE id = $1 RETURNING true", ${singular}_id) is True
+async def delete(db: Connection, ${singular}_id: int) -> ${cls} | None:
+    """Returns the ${words} that was deleted."""
+    return _${singular}(await db.fetchrow(f"DELETE FROM ${name} WHERE id = $1 RETURNING {COLUMNS}", ${singular}_id))
 
 
 def _${singular}(row: Any) -> ${cls} | None:

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import Running
+from tests.conftest import Running${', Socket' if topic else ''}
 
 Token = Callable[[str], str]
 Fields = dict[str, Any]
@@ -54,6 +54,37 @@ async def test_the_same_over_the_socket(server: Running, token: Token, fields: F
         assert (await socket.call("${name}.get", id=made["id"]))["error"]["code"] == -32004
 
 
+% if topic:
+async def heard(socket: Socket, ${singular}_id: int) -> list[Fields]:
+    """The events of one ${words} until it is deleted."""
+    found: list[Fields] = []
+    while not found or found[-1]["action"] != "deleted":
+        message = await socket.read()
+        params = message["params"]
+        events = params["events"] if message["method"] == "topic.events" else [params]
+        found += [event["data"] for event in events if event["data"]["${singular}"]["id"] == ${singular}_id]
+    return found
+
+
+async def test_what_changes_is_published(
+    server: Running, token: Token, alice: httpx.AsyncClient, fields: Fields
+) -> None:
+    async with server.socket(token("bob")) as socket:
+        assert (await socket.call("topic.subscribe", topic="${name}"))["result"]["topic"] == "${name}"
+        made = (await alice.post(URL, json={**fields, "name": str(uuid.uuid4())})).json()
+        url = f"{URL}/{made['id']}"
+        patched = (await alice.patch(url, json={"description": "new"})).json()
+        replaced = (await alice.put(url, json={**fields, "name": made["name"]})).json()
+        await alice.delete(url)
+        assert [(event["action"], event["${singular}"]) for event in await heard(socket, made["id"])] == [
+            ("created", made), ("updated", patched), ("updated", replaced), ("deleted", replaced)
+        ]  # fmt: skip
+    async with server.socket(token("carol")) as socket:
+        refused = await socket.call("topic.subscribe", topic="${name}")
+        assert refused["error"]["data"]["code"] == "forbidden"
+
+
+% endif
 async def test_a_name_is_unique(alice: httpx.AsyncClient, fields: Fields, five: str) -> None:
     refused = await alice.post(URL, json={**fields, "name": f"{five} 1"})
     assert (refused.status_code, refused.json()["detail"]) == (409, "${article} ${words} with this name exists")

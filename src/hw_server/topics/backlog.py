@@ -1,0 +1,54 @@
+"""What waits for a subscriber that does not read, where its topics say that the newest events are enough."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from hw_server.ws.connection import WebSocketConnection
+
+if TYPE_CHECKING:
+    from hw_server.topics.broker import Channel
+
+OVERHEAD = 100  # bytes that an event has beside its data, at least
+
+Keyed = list[tuple[bytes, tuple[int, bytes]]]  # (key, (offset, JSON)), in order
+
+
+class Backlog:
+    """Of each key the newest event. Offsets only rise, so a position in it is one to recover from like any other: what was
+    replaced lies before it, and what replaced that behind it. `size` is in bytes."""
+
+    __slots__ = ("_by_channel", "size")
+
+    def __init__(self) -> None:
+        self._by_channel: dict[Channel, dict[bytes, tuple[int, bytes]]] = {}
+        self.size = 0
+
+    def __contains__(self, channel: "Channel") -> bool:
+        return channel in self._by_channel
+
+    def add(self, channel: "Channel", keyed: Keyed) -> int:
+        """Returns how many events were replaced."""
+        replaced, events = 0, self._by_channel.setdefault(channel, {})
+        for key, event in keyed:
+            older = events.pop(key, None)  # the newer one goes to the end
+            if older is not None:
+                replaced += 1
+                self.size -= len(older[1]) + OVERHEAD
+            events[key] = event
+            self.size += len(event[1]) + OVERHEAD
+        return replaced
+
+    def drop(self, channel: "Channel") -> None:
+        for _, data in self._by_channel.pop(channel, {}).values():
+            self.size -= len(data) + OVERHEAD
+
+    def take(self) -> Iterable[tuple["Channel", list[tuple[int, bytes]]]]:
+        """All of it; then it is empty."""
+        taken, self._by_channel, self.size = self._by_channel, {}, 0
+        return [(channel, list(events.values())) for channel, events in taken.items()]
+
+    def flush(self, connection: WebSocketConnection) -> None:
+        """The socket's client reads again."""
+        for channel, events in self.take():
+            for frame in channel.frames(events):
+                connection.send_frame(frame)

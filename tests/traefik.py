@@ -1,0 +1,45 @@
+"""The real Traefik in front of a server."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import Running, free_port
+
+
+@pytest.fixture(scope="module")
+def traefik(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the real Traefik in front of the server."""
+    folder, port = tmp_path_factory.mktemp("traefik"), free_port()
+    routes = {
+        "http": {
+            "routers": {"web": {"rule": "PathPrefix(`/`)", "service": "web", "entryPoints": ["web"]}},
+            "services": {"web": {"loadBalancer": {"servers": [{"url": server.url}]}}},
+        }
+    }
+    (folder / "routes.yml").write_text(json.dumps(routes))  # JSON is YAML
+    command = [
+        str(Path(sys.executable).parent / "traefik"), f"--entryPoints.web.address=127.0.0.1:{port}",
+        f"--providers.file.filename={folder}/routes.yml", "--providers.file.watch=false", "--log.level=ERROR",
+        "--global.checkNewVersion=false", "--global.sendAnonymousUsage=false",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health/live").status_code == 200:
+                    break
+            time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
