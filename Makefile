@@ -5,7 +5,7 @@ BIN := .venv/bin
 HW := $(BIN)/hw
 
 .DEFAULT_GOAL := help
-.PHONY: help up restart down logs status clean test coverage bench check lint types format lock venv
+.PHONY: help up restart down logs status clean test coverage bench check lint types format audit sbom lock venv
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,13 +53,25 @@ types: venv ## Check the types
 format: venv ## Mend the style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
+audit: .venv/audit/complete ## Look every pinned package up among the known vulnerabilities of osv.dev
+	@.venv/audit/bin/pip-audit --progress-spinner off --disable-pip --require-hashes --vulnerability-service osv \
+	    $(foreach file,base dev keycloak audit,-r requirements/$(file).txt) $(ARGS)
+
+sbom: .venv/audit/complete ## Write what the server is made of to sbom.json (CycloneDX)
+	@.venv/audit/bin/cyclonedx-py requirements requirements/base.txt --pyproject pyproject.toml -o sbom.json
+
+.venv/audit/complete: .venv/complete requirements/audit.txt
+	@$(PYTHON) -m venv --without-pip .venv/audit
+	@$(PYTHON) -m pip --python .venv/audit/bin/python install -q --disable-pip-version-check --require-hashes -r requirements/audit.txt && touch $@
+
 lock: ## Pin requirements/*.in anew (needs uv)
 	@command -v uv >/dev/null || { echo "uv is missing: pip install uv (or pipx install uv)"; exit 1; }
 	@pin() { uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
 	    --python-version 3.11 "$$@"; }; \
 	pin requirements/base.in -o requirements/base.txt && \
 	pin requirements/base.in requirements/dev.in -c requirements/base.txt -o requirements/dev.txt && \
-	pin requirements/keycloak.in -o requirements/keycloak.txt
+	pin requirements/keycloak.in -o requirements/keycloak.txt && \
+	pin requirements/audit.in -o requirements/audit.txt
 
 # Without ensurepip (Debian keeps it in python3-venv): the system's pip installs into the new environment.
 # Its programs name the folder that it was made in, so an environment that was moved is made anew.

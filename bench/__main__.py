@@ -26,13 +26,15 @@ from rich.console import Console
 from rich.table import Table
 from tests.notes import environment as notes
 
-from bench import fanout, floods, limiters, pools
+from bench import fanout, floods, latency, limiters, pools
 from hw_server.embedded import Ports, Stack
 
-PARTS = ("http", "ws", "post", "memory", "audit", "limiter", "pool", "flood", "fanout")
+PARTS = ("http", "ws", "post", "memory", "audit", "limiter", "pool", "flood", "fanout", "events")
 TICKS = os.sysconf("SC_CLK_TCK")
 SOCKETS = 2000
 FANOUT = 5000
+WITH_TOPICS = {"HW_FEATURES": "bench.fanout:FEATURES"}
+MISSED = 10  # events, by each socket that comes back
 ROUNDS = 30  # events of one round of the fan-out
 BENCH = Path(__file__).parent
 PROJECT = BENCH.parent
@@ -114,6 +116,7 @@ class Bench:
             "HW_RATELIMIT__WS_PER_MINUTE": "100000000",
             "HW_RATELIMIT__SOCKETS_PER_USER": "100000",
             "HW_RATELIMIT__HANDSHAKES_PER_MINUTE": "100000000",
+            "HW_RATELIMIT__PUBLISHES_PER_MINUTE": "100000000",
         }
         self.url = f"http://127.0.0.1:{stack.ports.app}"
         self.floor_url = f"http://127.0.0.1:{stack.ports.app + 1}"
@@ -238,18 +241,17 @@ class Bench:
 
     def measure_fanout(self) -> None:
         say(f"fan-out to {FANOUT} subscribed sockets")
-        settings = {
-            "HW_FEATURES": "bench.fanout:FEATURES", "HW_RATELIMIT__HANDSHAKES_PER_MINUTE": "100000000",
-            "HW_RATELIMIT__SOCKETS_PER_USER": "100000",
-        }  # fmt: skip
         found: dict[str, list[Figure]] = {"write": [], "publish": [], "publish?times=4": []}
-        with self.ours(**settings) as ours:
+        with self.ours(**WITH_TOPICS) as ours:
             command = [sys.executable, "-m", "bench.fanout", f"{self.url}/web", self.token, str(FANOUT)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
                 assert holder.stdout is not None
                 try:
+                    empty = memory(ours.pid)
                     holder.stdout.readline()  # open
                     holder.stdout.readline()  # all have the answer to their subscription
+                    time.sleep(2)
+                    each = (memory(ours.pid) - empty) / FANOUT
                     for _ in range(self.rounds + 1):
                         for path, figures in found.items():
                             times = 4 if "4" in path else 1
@@ -268,6 +270,70 @@ class Bench:
         self.report.ratio(
             "the same with 4 events at once / with 1", warm["publish"], warm["publish?times=4"], "1.3 CPU (aim 1.8)"
         )
+
+        self.report.value(
+            f"memory of an idle subscribed socket of {FANOUT}", "-", f"{each:.1f} KiB", "-", "35 KiB (aim 25)"
+        )
+        command = [sys.executable, "-m", "bench.fanout", f"{self.url}/web", self.token, str(FANOUT), str(MISSED)]
+        with self.ours(**WITH_TOPICS):
+            told = [
+                subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
+                for _ in range(self.rounds)
+            ]
+        self.report.value(
+            f"{FANOUT} sockets come back at once, {MISSED} missed each", "-", f"{median(map(float, told)):.1f} s", "-",
+            "5 s (aim 1.5)",
+        )  # fmt: skip
+
+    def measure_events(self) -> None:
+        say("writers with and without an event; an event from one process to another")
+        found: dict[str, list[Figure]] = {name: [] for name in ("insert", "notes", "bench/notes", "bench/notes 32")}
+        lua = ("-s", str(BENCH / "create.lua"), "-H", "Content-Type: application/json")
+        bearer = ("-H", f"Authorization: Bearer {self.token}")
+        port = self.stack.ports.app + 5
+        other = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "hw_server.cli", "serve", "--port", str(port)]
+        environment = {**self.environment, **WITH_TOPICS}
+        with self.floor() as floor, self.ours(**WITH_TOPICS) as ours:
+            for _ in range(self.rounds + 1):
+                for name, figures in found.items():
+                    path, _, connections = name.partition(" ")
+                    prefix = {"BENCH_PREFIX": uuid.uuid4().hex}
+                    if name == "insert":
+                        figures.append(self.wrk(floor.pid, f"{self.floor_url}/notes", *lua, **prefix))
+                    else:
+                        url, count = f"{self.url}/api/{path}", int(connections or 8)
+                        figures.append(self.wrk(ours.pid, url, *lua, *bearer, connections=count, **prefix))
+            with server(command, environment, f"{other}/health/live", self.folder / "other.log"):
+                redis = self.environment["HW_REDIS__URL"]
+                ping, direct = uvloop.run(latency.direct(self.url, other, self.token, redis, 2 * self.seconds))
+                os.environ["BENCH_PREFIX"] = uuid.uuid4().hex
+                writing = [
+                    "wrk",
+                    "-t1",
+                    "-c8",
+                    f"-d{2 * self.seconds:g}s",
+                    *lua,
+                    *bearer,
+                    f"{self.url}/api/bench/notes",
+                ]
+                delivered = uvloop.run(latency.while_written(other, self.token, writing))
+        warm = {name: figures[1:] for name, figures in found.items()}
+        self.report.ratio(
+            "POST create, 8 writers: with an event / without", warm["notes"], warm["bench/notes"], "0.80 (aim 0.92)"
+        )
+        self.report.ratio(
+            "POST create with audit row and event / bare INSERT", warm["insert"], warm["bench/notes 32"],
+            "0.55 (aim 0.8)",
+        )  # fmt: skip
+        self.report.value(
+            f"p99 from a publish on one process to another, {latency.RATE} a second / Redis PING",
+            f"{ping * 1000:.2f} ms", f"{direct * 1000:.2f} ms", f"{direct / ping:.1f}", "at most 8 (aim 4)",
+        )  # fmt: skip
+        self.report.value(
+            "p99 from the last statement of 8 writers, with its COMMIT, to another process", "-",
+            f"{delivered * 1000:.1f} ms", "-", "50 ms (aim 15)",
+        )  # fmt: skip
 
     def measure_audit(self) -> None:
         say("the same GET while audit rows cannot be written and PostgreSQL is slow")
@@ -377,6 +443,7 @@ def main(
         measures: dict[str, Callable[[], None]] = {
             "memory": bench.measure_memory, "audit": bench.measure_audit, "limiter": bench.measure_limiter,
             "pool": bench.measure_pool, "flood": bench.measure_floods, "fanout": bench.measure_fanout,
+            "events": bench.measure_events,
         }  # fmt: skip
         for name, measure in measures.items():
             if name in parts:

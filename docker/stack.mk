@@ -1,3 +1,3 @@
 .PHONY: test-stack
-test-stack: venv ## Start the container stack and prove it (needs root, Maven, ten minutes)
+test-stack: venv ## Start the container stack and prove it (needs root, Maven, a quarter of an hour)
 	@$(BIN)/python -m pytest -m stack tests/stack $(ARGS)

@@ -77,6 +77,15 @@ async def test_refuses_chunks_past_the_limit(alice: httpx.AsyncClient) -> None:
     assert (response.status_code, response.json()["code"]) == (413, "payload_too_large")
 
 
+@pytest.mark.parametrize("body", [b"&" * 2_000, b"logout_token=x" + b"&" * 2_000, b"logout_token=" + b"%41" * 30_000])
+async def test_forms_have_a_limit_of_their_own(server: Running, body: bytes) -> None:
+    """Their parser takes a second for a MiB of separators."""
+    form = {"Content-Type": "Application/x-www-form-urlencoded; charset=utf-8"}
+    async with server.client() as client:
+        response = await client.post("/api/auth/backchannel-logout", content=body, headers=form)
+    assert (response.status_code, response.json()["code"]) == (413, "payload_too_large")
+
+
 async def test_refuses_other_media_types(alice: httpx.AsyncClient) -> None:
     response = await alice.post("/api/notes", data={"title": "x"})
     assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")

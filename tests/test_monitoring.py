@@ -15,8 +15,13 @@ from tests.conftest import PROJECT, Running
 PROMETHEUS = PROJECT / "docker" / "prometheus"
 ALERTS = (PROMETHEUS / "alerts.yml").read_text()
 NAMES = re.findall(r"alert: (\w+)", ALERTS)
-EXPRESSIONS = re.findall(r"expr: >-\n +(.+)", ALERTS)
-FROM_ELSEWHERE = {"up", "jvm_memory_used_bytes", "jvm_memory_max_bytes"}
+PAGING = (PROMETHEUS / "paging.yml").read_text()
+PAGES = re.findall(r"alert: (\w+)", PAGING)
+EXPRESSIONS = re.findall(r"expr: >-\n +(.+)", ALERTS + PAGING)
+FROM_ELSEWHERE = {
+    "up", "jvm_memory_used_bytes", "jvm_memory_max_bytes", "traefik_tls_certs_not_after",
+    "backup_last_success_timestamp_seconds",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -35,25 +40,29 @@ def test_there_are_sixteen_alerts_in_eight_groups() -> None:
     assert (len(NAMES), len(re.findall(r"- name: ", ALERTS))) == (16, 8)
     for part in ("severity:", "summary:", "description:", "runbook:"):
         assert ALERTS.count(part) == 16
+        assert PAGING.count(part) == len(PAGES)
 
 
-def test_each_alert_fires_and_stays_quiet(promtool: str) -> None:
-    result = check(promtool, "test", "rules", "alerts_test.yml")
+@pytest.mark.parametrize(("file", "names"), [("alerts", NAMES), ("paging", PAGES)])
+def test_each_alert_fires_and_stays_quiet(promtool: str, file: str, names: list[str]) -> None:
+    result = check(promtool, "test", "rules", f"{file}_test.yml")
     assert result.returncode == 0, result.stdout + result.stderr
-    cases = re.findall(r"- name: (\w+) (fires|stays quiet)", (PROMETHEUS / "alerts_test.yml").read_text())
-    assert sorted(cases) == sorted((name, kind) for name in NAMES for kind in ("fires", "stays quiet"))
+    cases = re.findall(r"- name: (\w+) (fires|stays quiet)", (PROMETHEUS / f"{file}_test.yml").read_text())
+    assert sorted(cases) == sorted((name, kind) for name in names for kind in ("fires", "stays quiet"))
 
 
+@pytest.mark.parametrize("file", ["alerts", "paging"])
 @pytest.mark.parametrize("change", [("== 0", "== 7"), ("> 0.05", "> 99"), ("for: 10m", "for: 10h")])
-def test_a_broken_alert_is_noticed(promtool: str, tmp_path: Path, change: tuple[str, str]) -> None:
-    shutil.copy(PROMETHEUS / "alerts_test.yml", tmp_path)
-    (tmp_path / "alerts.yml").write_text(ALERTS.replace(*change))
-    assert check(promtool, "test", "rules", "alerts_test.yml", folder=tmp_path).returncode == 1
+def test_a_broken_alert_is_noticed(promtool: str, tmp_path: Path, file: str, change: tuple[str, str]) -> None:
+    shutil.copy(PROMETHEUS / f"{file}_test.yml", tmp_path)
+    (tmp_path / f"{file}.yml").write_text((PROMETHEUS / f"{file}.yml").read_text().replace(*change))
+    assert check(promtool, "test", "rules", f"{file}_test.yml", folder=tmp_path).returncode == 1
 
 
 def test_the_configuration_is_valid(promtool: str, tmp_path: Path) -> None:
-    shutil.copy(PROMETHEUS / "alerts.yml", tmp_path)
-    text = (PROMETHEUS / "prometheus.yml").read_text().replace("/etc/prometheus/alerts.yml", "alerts.yml")
+    for name in ("alerts.yml", "paging.yml"):
+        shutil.copy(PROMETHEUS / name, tmp_path)
+    text = (PROMETHEUS / "prometheus.yml").read_text().replace("/etc/prometheus/", "")
     (tmp_path / "prometheus.yml").write_text(text)
     result = check(promtool, "check", "config", "prometheus.yml", folder=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -80,4 +89,5 @@ def test_rejections_are_outcomes_that_exist() -> None:
 
 def test_every_alert_has_its_runbook() -> None:
     text = (PROJECT / "docs/deployment/monitoring.md").read_text()
-    assert re.findall(r"^### (\w+)$", text, re.M) == NAMES
+    assert re.findall(r"^### (\w+)$", text, re.M) == NAMES + PAGES
+    assert re.findall(r'runbook: "docs/deployment/monitoring.md#(\w+)"', PAGING) == [name.lower() for name in PAGES]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from hw_server import audit
 from hw_server.app import create_app
 from hw_server.errors import DomainError, InvalidInput
-from hw_server.operations import CountCache, Feature, Operations, Provided, Read
+from hw_server.operations import CountCache, Events, Feature, Operations, Provided, Read
 from hw_server.operations.binding import Binder
 from hw_server.operations.signature import Signature, read_signature
 from hw_server.runtime.parts import Parts
@@ -63,6 +63,17 @@ async def whole(id: int) -> None: ...
 def test_refuses_a_declaration(handler: Any, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         bind(handler)
+
+
+async def reads_and_publishes(db: Read, id: int, events: Events) -> None: ...
+async def publishes(id: int, events: Events) -> None: ...
+
+
+def test_events_need_a_transaction() -> None:
+    with pytest.raises(ValueError, match="it changes something without Write"):
+        bind(reads_and_publishes)
+    with pytest.raises(ValueError, match="it only reads, and takes Events"):
+        bind(publishes, "get")
 
 
 async def with_body(db: Read, id: int, body: Body) -> None: ...

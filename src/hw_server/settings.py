@@ -253,6 +253,24 @@ class AuditSettings(Group):
     record_reads: bool = Field(True, description="Also record reads, not only changes, denials and sign-ins.")
 
 
+class BackupSettings(Group):
+    url: SecretStr | None = Field(
+        None, description="PostgreSQL address of a superuser, for `hw backup` and `hw restore` alone."
+    )
+    password: SecretStr | None = Field(None, description="Password, if not part of `backup.url`.")
+    databases: Names = Field(("hw_db", "keycloak"), description="Databases to back up, comma separated.")
+    dir: Path = Field(Path(".hw/backups"), description="Folder of the backups.")
+    keep: int = Field(14, ge=1, le=10_000, description="Backups kept in the folder; older ones are deleted.")
+    target: str | None = Field(
+        None,
+        description="Where each backup is copied besides, as rclone names it (`s3:bucket/hw`); nothing is deleted there.",
+    )
+    interval_hours: float = Field(
+        24.0, gt=0, le=720, description="Hours between two backups of `hw backup --schedule`."
+    )
+    metrics_port: int = Field(9101, ge=1, le=65535, description="Port of the metrics of `hw backup --schedule`.")
+
+
 class LogSettings(Group):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
     format: Literal["json", "console"] = Field(
@@ -280,6 +298,7 @@ class Settings(Group):
     ws: WebSocketSettings = Field(default_factory=WebSocketSettings)
     topics: TopicSettings = Field(default_factory=TopicSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
+    backup: BackupSettings = Field(default_factory=BackupSettings)
     log: LogSettings = Field(default_factory=LogSettings)
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from hw_server.auth import Principal
 from hw_server.errors import Conflict
-from hw_server.operations import Events, Feature, History, Id, Operations, Topic, Write
+from hw_server.operations import SIGNED_IN, Events, Feature, History, Id, Operations, Topic, Write
 from tests import notes
 
 operations = Operations("/rooms")
@@ -40,7 +40,7 @@ CURSORS = Topic(
     "cursors/{id}", Said, params={"id": int}, subscribe="notes:read", publish="notes:read", ephemeral=True,
     when_full="conflate", key="by",
 )  # fmt: skip
-LATEST = Topic("latest/{id}", Said, params={"id": int}, subscribe="notes:read", when_full="conflate")
+LATEST = Topic("latest/{id}", Said, params={"id": int}, subscribe=SIGNED_IN, when_full="conflate")
 BRIEF = Topic(
     "brief/{id}", Said, params={"id": int}, subscribe="notes:read", history=History(10, hours=0.0003, bytes=300)
 )

@@ -1,5 +1,6 @@
 """The shipped Compose file, started for real with local images in place of the registry's."""
 
+import asyncio
 import json
 import os
 import re
@@ -7,7 +8,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,8 @@ COMPOSE = PROJECT / "docker" / "docker-compose.yml"
 IMAGES = {
     "TRAEFIK_IMAGE": "traefik", "KEYCLOAK_IMAGE": "keycloak", "POSTGRES_IMAGE": "postgres", "REDIS_IMAGE": "redis",
     "PROMETHEUS_IMAGE": "prometheus", "GRAFANA_IMAGE": "absent", "LOKI_IMAGE": "absent", "ALLOY_IMAGE": "absent",
-    "HW_SERVER_IMAGE": "hw-server", "SOCKET_PROXY_IMAGE": "haproxy",
+    "HW_SERVER_IMAGE": "hw-server", "HW_BACKUP_IMAGE": "hw-backup", "SOCKET_PROXY_IMAGE": "haproxy",
+    "ALERTMANAGER_IMAGE": "alertmanager",
 }  # fmt: skip
 ENVIRONMENT = {**os.environ, "PATH": f"/usr/bin:{os.environ['PATH']}", "DOCKER_CONFIG": str(WORK / "docker-config")}
 # A variable of docker/.env that is set here wins: who reaches a registry runs the stack on the shipped images.
@@ -72,9 +77,52 @@ NEEDS_LOKI = pytest.mark.skipif(
 )
 
 
-def address(container: str) -> str:
-    networks = containers()[container]["NetworkSettings"]["Networks"]
-    return str(networks["hw-network"]["IPAddress"])
+def address(container: str, network: str = "hw-network") -> str:
+    return str(containers()[container]["NetworkSettings"]["Networks"][network]["IPAddress"])
+
+
+@dataclass
+class Answers:
+    """What `load` was answered: seconds since its begin and what the response was, or the name of an exception."""
+
+    seen: list[tuple[float, str]] = field(default_factory=list)
+
+    def kinds(self) -> Counter[str]:
+        return Counter(kind for _, kind in self.seen)
+
+    def failed_for(self) -> float:
+        """Seconds from the first failure to the last."""
+        failed = [moment for moment, kind in self.seen if not kind.startswith("2")]
+        return failed[-1] - failed[0] if failed else 0.0
+
+
+@asynccontextmanager
+async def load(client: httpx.AsyncClient, path: str, rate: int = 20) -> AsyncIterator[Answers]:
+    """GETs `path`, `rate` times a second, for as long as the block runs; every one is waited for."""
+    answers, begun, over = Answers(), time.monotonic(), asyncio.Event()
+
+    async def ask() -> None:
+        moment = time.monotonic() - begun
+        try:
+            answer = await client.get(path)
+            kind = f"{answer.status_code} {answer.headers.get('content-type', '').partition(';')[0]}"
+        except httpx.HTTPError as error:
+            kind = type(error).__name__
+        answers.seen.append((moment, kind))
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as asked:
+            while not over.is_set():
+                asked.create_task(ask())
+                await asyncio.sleep(1 / rate)
+
+    running = asyncio.create_task(run())
+    try:
+        yield answers
+    finally:
+        over.set()
+        await running
+        answers.seen.sort()
 
 
 def containers() -> dict[str, dict[str, Any]]:
@@ -119,7 +167,7 @@ def panels(kind: str) -> list[tuple[str, str]]:
     found = []
     for path in sorted((PROJECT / "docker/grafana/provisioning/dashboards").glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
-            for target in panel["targets"]:
+            for target in panel.get("targets", []):
                 if target["datasource"]["uid"] == kind:
                     found.append((panel["title"], target.get("expr") or target["rawSql"]))
     return found

@@ -64,9 +64,13 @@ build() {  # target, tag, further arguments
   say "building hw-test/$2"
   docker build -q --network host --build-arg BASE=hw-test/base "${@:3}" --target "$1" -t "hw-test/$2" "$work" >/dev/null
 }
-for target in postgres redis prometheus keycloak haproxy absent; do build $target $target; done
+for target in postgres redis prometheus keycloak haproxy alertmanager absent; do build $target $target; done
 build traefik traefik --build-arg TRAEFIK_VERSION="${TRAEFIK_VERSION:-}"
 build keycloak keycloak-26 --build-arg KEYCLOAK=keycloak-26.zip
 build postgres postgres-17 --build-arg POSTGRES=postgres-17.jar
-say "building hw-server"
-docker build -q --network host --build-arg PYTHON_IMAGE="${PYTHON_IMAGE:-hw-test/base}" -t "${HW_SERVER_IMAGE:-hw-test/hw-server}" ../.. >/dev/null
+for target in server backup; do
+  say "building hw-$target"
+  variable="HW_${target^^}_IMAGE"
+  docker build -q --network host --build-arg PYTHON_IMAGE="${PYTHON_IMAGE:-hw-test/base}" --target $target \
+    -t "${!variable:-hw-test/hw-$target}" ../.. >/dev/null
+done

@@ -35,7 +35,7 @@ def test_every_image_is_pinned() -> None:
     used = re.findall(r"image: \$\{(\w+)\}", COMPOSE + (DOCKER / "docker-compose.production.yml").read_text())
     assert {*used, "PYTHON_IMAGE"} == set(PINS)
     for name, image in PINS.items():
-        if name not in ("PYTHON_IMAGE", "HW_SERVER_IMAGE"):
+        if name not in ("PYTHON_IMAGE", "HW_SERVER_IMAGE", "HW_BACKUP_IMAGE"):
             assert f"`{image}`" in SERVICES_DOCUMENT
 
 
@@ -53,7 +53,11 @@ def test_a_dashboard_is_whole(path: Path) -> None:
     assert (board["uid"], bool(board["title"])) == (path.stem, True)
     places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
     assert len(set(places)) == len(places)
-    assert {target["datasource"]["uid"] for panel in board["panels"] for target in panel["targets"]} <= sources
+    shown = [panel for panel in board["panels"] if panel["type"] != "row"]
+    assert {target["datasource"]["uid"] for panel in shown for target in panel["targets"]} <= sources
+    for panel in shown:
+        assert panel["description"], panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
 
 
 @pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
@@ -86,6 +90,23 @@ def test_alloy_cuts_queries_from_the_access_log(query: str) -> None:
     found = re.search(pattern, line)
     cut = line[: found.start(1)] + line[found.end(1) :] if found else line
     assert json.loads(cut) == {"RequestPath": "/realms/hw", "Status": 200}
+
+
+@pytest.mark.parametrize(
+    ("container", "service", "label"),
+    [
+        ("/hwstack-hw-server-2", "hw-server", "hw-server"), ("/hw-server", "hw-server", "hw-server"),
+        ("/hw-db", "hw-db", "hw-db"), ("/traefik", "traefik", "traefik"), ("/other-web-1", "web", None),
+    ],
+)  # fmt: skip
+def test_alloy_takes_replicas_by_their_service(container: str, service: str, label: str | None) -> None:
+    text = (DOCKER / "alloy/config.alloy").read_text()
+    keep, name, by_service = re.findall(r'regex +\= "(.+)"', text)[:3]
+    assert bool(re.fullmatch(keep, f"{container};{service}")) == (label is not None)
+    if label is not None:
+        named = re.fullmatch(by_service, service) or re.fullmatch(name, container)
+        assert named is not None
+        assert named.group(1) == label
 
 
 def test_production_names_every_place_to_return_to() -> None:

@@ -1,5 +1,6 @@
 """The production overlay: each hardening point as Compose 2 renders it, then started and tried from outside."""
 
+import asyncio
 import base64
 import hashlib
 import html
@@ -8,7 +9,10 @@ import re
 import secrets
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
+from http.client import HTTPSConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -19,10 +23,22 @@ import pytest
 import websockets
 
 from tests.conftest import PROJECT, until
-from tests.stack.conftest import ENVIRONMENT, NEEDS_LOKI, V2, blocks, containers, loki, operate, run
+from tests.stack.conftest import (
+    ENVIRONMENT,
+    NEEDS_LOKI,
+    V2,
+    address,
+    blocks,
+    containers,
+    inside,
+    load,
+    loki,
+    operate,
+    run,
+)
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("images")]
-VARIABLES = {"DOMAIN": "example.org", "ACME_EMAIL": "ops@example.org"}
+VARIABLES = {"DOMAIN": "example.org", "ACME_EMAIL": "ops@example.org", "BACKUP_TARGET": "/backups/elsewhere"}
 UNLIMITED = {"SETUID", "SETGID", "CHOWN", "FOWNER", "DAC_READ_SEARCH", "NET_BIND_SERVICE"}
 
 
@@ -76,9 +92,9 @@ def test_tls_is_forced(services: dict[str, Any]) -> None:
 
 
 def test_dashboards_ask_who_is_there(services: dict[str, Any]) -> None:
-    assert services["traefik"]["labels"]["traefik.http.routers.dashboard.middlewares"] == "admin-auth"
+    assert services["traefik"]["labels"]["traefik.http.routers.dashboard.middlewares"] == "admin-limit,admin-auth"
     assert "--api.insecure=true" not in services["traefik"]["command"]
-    assert "admin-auth" in services["prometheus"]["labels"]["traefik.http.routers.prometheus.middlewares"]
+    assert "admin-limit,admin-auth" in services["prometheus"]["labels"]["traefik.http.routers.prometheus.middlewares"]
     assert services["grafana"]["environment"]["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
 
 
@@ -97,12 +113,30 @@ def test_every_service_is_confined(services: dict[str, Any]) -> None:
         assert item["cap_drop"] == ["ALL"], name
         assert set(item.get("cap_add") or []) <= UNLIMITED, name
         assert item["security_opt"] == ["no-new-privileges:true"], name
-        assert item["mem_limit"], name
+        assert item["mem_limit"] == item["memswap_limit"], name
+        assert item["cpus"], name
+        assert item["pids_limit"], name
+        assert item["logging"]["options"]["max-size"], name
+        assert item["restart"] == ("no" if name == "hw-migrate" else "unless-stopped"), name
 
 
 def test_the_server_and_the_stores_cannot_write_their_images(services: dict[str, Any]) -> None:
     for name in ("socket-proxy", "traefik", "hw-server", "hw-db", "hw-redis", "prometheus", "loki", "alloy"):
         assert services[name]["read_only"] is True, name
+
+
+def test_networks_hold_only_who_talks_there(services: dict[str, Any]) -> None:
+    members: dict[str, set[str]] = {}
+    for name, item in services.items():
+        for network in item["networks"]:
+            members.setdefault(network, set()).add(name)
+    assert "hw-network" not in members
+    assert members["grafana-data"] == {"grafana", "hw-db"}
+    assert members["data"] == {
+        "hw-db", "hw-redis", "hw-server", "hw-server-shell", "hw-migrate", "hw-keycloak", "hw-backup",
+    }  # fmt: skip
+    assert not members["front"] & {"hw-db", "hw-redis", "loki", "alloy", "alertmanager", "socket-proxy"}
+    assert members["socket-network"] == {"socket-proxy", "traefik", "alloy"}
 
 
 def test_only_the_needed_users_read_a_secret(services: dict[str, Any]) -> None:
@@ -128,6 +162,11 @@ def test_the_realm_is_the_development_realm_without_its_openings() -> None:
         realm.pop("users", None)
         [client] = realm["clients"]
         client["redirectUris"], client["webOrigins"] = [], []
+    for name in (
+        "failureFactor", "waitIncrementSeconds", "maxFailureWaitSeconds", "maxDeltaTimeSeconds", "passwordPolicy",
+        "eventsEnabled", "eventsExpiration", "adminEventsEnabled",
+    ):  # fmt: skip
+        assert production.pop(name)
     assert production["clients"][0].pop("directAccessGrantsEnabled") is False
     assert development["clients"][0].pop("directAccessGrantsEnabled") is True
     assert production == development
@@ -137,8 +176,10 @@ def secret_files(folder: Path, **others: str) -> dict[str, str]:
     names = re.findall(
         r"SECRETS_DIR:-\./secrets\}/(\w+)", (PROJECT / "docker/docker-compose.production.yml").read_text()
     )
-    hashed = subprocess.run(["openssl", "passwd", "-apr1", "let-me-in"], capture_output=True, text=True, check=True)
-    contents = {name: f"{name}-0123456789" for name in names} | {"admin_users": f"admin:{hashed.stdout}"} | others
+    script = "print crypt('let-me-in', '$2y$05$' . 'saltsaltsaltsaltsaltse')"  # bcrypt
+    hashed = subprocess.run(["perl", "-e", script], capture_output=True, text=True, check=True).stdout
+    known = {"admin_users": f"admin:{hashed}\n", "rclone_config": "", "alert_webhook": "http://127.0.0.1:9/"}
+    contents = {name: f"{name}-0123456789" for name in names} | known | others
     for name, content in contents.items():
         (folder / name).write_text(content)
         (folder / name).chmod(0o444)
@@ -186,7 +227,7 @@ def test_plain_http_is_redirected(production: Path) -> None:
 
 def test_a_user_signs_in_and_is_known(production: Path) -> None:
     with outside("keycloak") as keycloak:
-        make_user(keycloak, "erin", "erins-own-password")
+        make_user("erin", "erins-own-password")
         token = sign_in_by_code(keycloak, "erin", "erins-own-password")
     with outside("api") as client:
         me = client.get("/api/me", headers={"Authorization": f"Bearer {token}"})
@@ -197,7 +238,7 @@ def test_a_user_signs_in_and_is_known(production: Path) -> None:
 
 async def test_a_browser_opens_the_socket_over_tls(production: Path) -> None:
     with outside("keycloak") as keycloak:
-        make_user(keycloak, "gina", "ginas-own-password")
+        make_user("gina", "ginas-own-password")
         token = sign_in_by_code(keycloak, "gina", "ginas-own-password")
     unverified = ssl.create_default_context()
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
@@ -208,7 +249,9 @@ async def test_a_browser_opens_the_socket_over_tls(production: Path) -> None:
         assert json.loads(await socket.recv())["result"]["username"] == "gina"
 
 
-def administer(keycloak: httpx.Client, path: str, body: dict[str, Any]) -> None:
+def administer(path: str, body: dict[str, Any]) -> None:
+    """By the container's own address, as through a tunnel: the administrators' side is not routed."""
+    keycloak = httpx.Client(base_url=f"http://{address('hw-keycloak', 'hw-front')}:8080")
     administrator = {"grant_type": "password", "client_id": "admin-cli", "username": "admin"}
     administrator["password"] = "keycloak_admin_password-0123456789"
     token = keycloak.post("/realms/master/protocol/openid-connect/token", data=administrator).json()["access_token"]
@@ -216,7 +259,7 @@ def administer(keycloak: httpx.Client, path: str, body: dict[str, Any]) -> None:
     keycloak.post(f"/admin/realms/hw/{path}", json=body, headers=headers).raise_for_status()
 
 
-def make_user(keycloak: httpx.Client, name: str, password: str) -> None:
+def make_user(name: str, password: str) -> None:
     person: dict[str, Any] = {
         "username": name,
         "enabled": True,
@@ -225,21 +268,29 @@ def make_user(keycloak: httpx.Client, name: str, password: str) -> None:
         "lastName": name,
     }
     person["credentials"] = [{"type": "password", "value": password, "temporary": False}]
-    administer(keycloak, "users", person)
+    administer("users", person)
+
+
+ENDPOINT = "/realms/hw/protocol/openid-connect"
+COMMON = {"client_id": "hw-web", "redirect_uri": "https://api.example.org/docs/oauth2-redirect"}
+
+
+def sign_in_page(keycloak: httpx.Client, name: str, password: str, verifier: str = "x" * 64) -> str:
+    """Where the sign-in page leads to after name and password."""
+    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
+    asked = {"response_type": "code", "scope": "openid", "code_challenge": challenge, "code_challenge_method": "S256"}
+    page = keycloak.get(f"{ENDPOINT}/auth", params=COMMON | asked)
+    form = urlsplit(html.unescape(re.findall(r'action="([^"]+)"', page.text)[0]))
+    sent = keycloak.post(f"{form.path}?{form.query}", data={"username": name, "password": password})
+    return str(sent.headers["location"])
 
 
 def sign_in_by_code(keycloak: httpx.Client, name: str, password: str) -> str:
     """As a browser does: authorization code and PKCE. Returns an access token."""
-    endpoint, verifier = "/realms/hw/protocol/openid-connect", secrets.token_urlsafe(48)
-    common = {"client_id": "hw-web", "redirect_uri": "https://api.example.org/docs/oauth2-redirect"}
-    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
-    asked = {"response_type": "code", "scope": "openid", "code_challenge": challenge, "code_challenge_method": "S256"}
-    page = keycloak.get(f"{endpoint}/auth", params=common | asked)
-    form = urlsplit(html.unescape(re.findall(r'action="([^"]+)"', page.text)[0]))
-    sent = keycloak.post(f"{form.path}?{form.query}", data={"username": name, "password": password})
-    code = parse_qs(urlsplit(sent.headers["location"]).query)["code"][0]
+    verifier = secrets.token_urlsafe(48)
+    code = parse_qs(urlsplit(sign_in_page(keycloak, name, password, verifier)).query)["code"][0]
     grant = {"grant_type": "authorization_code", "code": code, "code_verifier": verifier}
-    return str(keycloak.post(f"{endpoint}/token", data=common | grant).json()["access_token"])
+    return str(keycloak.post(f"{ENDPOINT}/token", data=COMMON | grant).json()["access_token"])
 
 
 def test_no_password_is_taken_from_clients(production: Path) -> None:
@@ -266,6 +317,34 @@ def test_dashboards_want_a_password(production: Path, name: str, path: str) -> N
         assert client.get(path, auth=("admin", "let-me-in")).status_code == 200
 
 
+def test_passwords_are_not_tried_without_end(production: Path) -> None:
+    with outside("traefik") as client:
+        tried = [client.get("/api/version", auth=("admin", "guess")).status_code for _ in range(80)]
+    assert tried[0] == 401
+    assert 429 in tried
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/admin/",
+        "/admin/master/console/",
+        "/realms/master",
+        "/metrics",
+        "/realms/hw/../master",
+        "/realms/hw/%2e%2e/master",
+    ],
+)
+def test_keycloak_s_administration_is_not_routed(production: Path, path: str) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = HTTPSConnection("127.0.0.1", context=context)  # sends the path as it is
+    connection.request("GET", path, headers={"Host": "keycloak.example.org"})
+    answer = connection.getresponse()
+    assert answer.status in (400, 404)
+    assert b"master" not in answer.read()
+
+
 def test_the_docker_socket_can_only_be_read_and_little_of_it(production: Path) -> None:
     found = containers()
     [network] = found["hw-socket-proxy"]["NetworkSettings"]["Networks"].values()
@@ -279,7 +358,7 @@ def test_the_docker_socket_can_only_be_read_and_little_of_it(production: Path) -
 
 
 def test_no_secret_is_in_a_log_or_an_environment(production: Path) -> None:
-    values = [path.read_text().strip() for path in production.iterdir()]
+    values = [text for path in production.iterdir() if (text := path.read_text().strip())]
     told = "".join(run("docker", "logs", name, check=False).stdout for name in containers())
     told += json.dumps([item["Config"]["Env"] for item in containers().values()])
     assert not [value for value in values if value in told]
@@ -294,9 +373,9 @@ def test_a_new_signing_key_is_taken_without_a_restart(production: Path) -> None:
     settings = {"priority": ["200"], "enabled": ["true"], "active": ["true"], "keySize": ["2048"]}
     key = {"name": "next", "providerId": "rsa-generated", "providerType": "org.keycloak.keys.KeyProvider"}
     with outside("keycloak") as keycloak:
-        make_user(keycloak, "frank", "franks-own-password")
+        make_user("frank", "franks-own-password")
         before = sign_in_by_code(keycloak, "frank", "franks-own-password")
-        administer(keycloak, "components", {**key, "config": settings})
+        administer("components", {**key, "config": settings})
         keycloak.cookies.clear()
         after = sign_in_by_code(keycloak, "frank", "franks-own-password")
     assert jwt.get_unverified_header(before)["kid"] != jwt.get_unverified_header(after)["kid"]
@@ -317,3 +396,93 @@ async def test_a_new_database_password(production: Path, tmp_path: Path) -> None
             return answer.status_code == 200 and answer.json()["status"] == "ok"
 
     await until(healthy, 60)
+
+
+def signed_in(name: str) -> httpx.AsyncClient:
+    password = f"{name}-own-password"
+    make_user(name, password)
+    with outside("keycloak") as keycloak:
+        token = sign_in_by_code(keycloak, name, password)
+    headers = {"Host": "api.example.org", "Authorization": f"Bearer {token}"}
+    return httpx.AsyncClient(base_url="https://127.0.0.1", headers=headers, verify=False, timeout=20)
+
+
+def test_a_user_is_made_by_the_documented_commands(production: Path, tmp_path: Path) -> None:
+    commands = blocks("Prepare", "docs/deployment/production.md")
+    operate(commands[commands.index("docker exec") :], tmp_path)
+    with outside("keycloak") as keycloak:
+        assert "UPDATE_PASSWORD" in sign_in_page(keycloak, "jane", "a-long-first-password")
+
+
+async def test_a_restart_of_the_server_takes_few_seconds(production: Path) -> None:
+    async with signed_in("henry") as client, load(client, "/api/me") as answers:
+        await asyncio.sleep(2)
+        await asyncio.to_thread(run, "docker", "restart", "-t", "30", "hw-server")
+        await asyncio.sleep(12)
+    kinds = answers.kinds()
+    assert {kind.partition(" ")[0] for kind in kinds} <= {"200", "502", "503"}, kinds
+    assert answers.failed_for() <= 5, (answers.failed_for(), kinds)
+    print("one server restarted:", round(answers.failed_for(), 1), "s", dict(kinds))
+
+
+async def test_postgresql_away_is_the_server_s_own_answer(production: Path) -> None:
+    async with signed_in("irene") as client, load(client, "/api/authors") as answers:
+        await asyncio.sleep(1)
+        await asyncio.to_thread(run, "docker", "kill", "hw-db")
+        await asyncio.sleep(20)
+        await asyncio.to_thread(run, "docker", "start", "hw-db")
+        await asyncio.sleep(10)
+    kinds = answers.kinds()
+    print("PostgreSQL away:", round(answers.failed_for(), 1), "s", dict(kinds))
+    # No role: 403 is what this user gets while all is well.
+    assert set(kinds) <= {"403 application/problem+json", "503 application/problem+json"}, kinds
+
+
+async def test_backups_are_made_and_copied(production: Path) -> None:
+    def metrics() -> str:
+        return httpx.get(f"http://{address('hw-backup', 'hw-monitoring')}:9101/metrics").text
+
+    await until(lambda: re.search(r"^backup_last_success_timestamp_seconds 1\.\d+e\+09", metrics(), re.M), 60)
+    assert set(inside("hw-backup", "sh", "-c", "cat /backups/elsewhere/*/roles.sql && ls /backups/elsewhere/*").split()) > {
+        "hw_db.dump", "keycloak.dump",
+    }  # fmt: skip
+
+
+class Receiver(BaseHTTPRequestHandler):
+    """Takes alerts as Alertmanager sends them."""
+
+    seen: set[str]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.seen |= {alert["labels"]["alertname"] for alert in body["alerts"] if alert["status"] == "firing"}
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+async def test_alerts_arrive_a_test_and_the_server_s_end(production: Path) -> None:
+    Receiver.seen = set()
+    gateway = containers()["hw-alertmanager"]["NetworkSettings"]["Networks"]["hw-monitoring"]["Gateway"]
+    receiver = ThreadingHTTPServer((gateway, 0), Receiver)
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    secret = production / "alert_webhook"
+    secret.chmod(0o644)
+    secret.write_text(f"http://{gateway}:{receiver.server_port}/")
+    try:
+        run("docker", "stop", "hw-server")
+        await asyncio.to_thread(run, "bash", "-euc", send_a_test_alert())
+        await until(lambda: {"TestAlert", "ServerDown"} <= Receiver.seen, 300)
+    finally:
+        run("docker", "start", "hw-server")
+        receiver.shutdown()
+        receiver.server_close()
+
+
+def send_a_test_alert() -> str:
+    [command] = re.findall(
+        r"^docker exec hw-alertmanager .+$", (PROJECT / "docs/deployment/monitoring.md").read_text(), re.M
+    )
+    return str(command)

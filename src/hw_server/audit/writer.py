@@ -178,7 +178,7 @@ class AuditWriter:
                     written = await self._copy(connection, segment.name, rows)
             except (InvalidInput, ValueError) as error:
                 assert segment is not None
-                log.error("audit_segment_refused", segment=segment.name, error=str(error)[:200])
+                log.error("audit_segment_quarantined", segment=segment.name, error=str(error)[:200])
                 self._dropped.inc(await self._spool.quarantine(segment))
                 continue
             except DomainError:

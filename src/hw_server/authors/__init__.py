@@ -1,4 +1,4 @@
-"""The example feature: copy the folder, rename, write a migration, add a line to `features.py`."""
+"""The example feature: as `hw new resource authors --topic` writes one, with columns of its own."""
 
 from hw_server.authors.operations import AUTHORS, operations
 from hw_server.operations import Feature, Seed

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hw_server import __version__
-from hw_server.cli import audit, config, migrate, new, remove, sessions, stack, topics
+from hw_server.cli import audit, backup, config, migrate, new, remove, sessions, stack, topics
 from hw_server.cli.serve import serve
 from hw_server.cli.token import token
 
@@ -24,6 +24,8 @@ app.command()(stack.logs)
 app.command()(stack.clean)
 app.command()(serve)
 app.command()(token)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.add_typer(migrate.app, name="migrate")
 app.add_typer(new.app, name="new")
 app.add_typer(remove.app, name="remove")

@@ -553,7 +553,8 @@ def _table(stack: "Stack", layout: Layout) -> None:
         ("Health, metrics", f"{base}/health  {base}/metrics"),
         (
             "Identity provider",
-            f"{identity}/admin (admin / admin)" if stack.provider == "keycloak" else identity,
+            identity
+            + ("/admin (admin / admin)" if stack.provider == "keycloak" else "/.well-known/openid-configuration"),
         ),
         *(
             [

@@ -75,7 +75,7 @@ class Database:
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
         self._closed = False
         self._timers = {word: metrics.db_query.labels(word).observe for word in (*KEYWORDS, "other")}
-        self._size = {state: metrics.db_pool_size.labels(state) for state in ("open", "idle")}
+        self._size = {state: metrics.db_pool_size.labels(state) for state in ("open", "idle", "limit")}
 
     def read(self) -> "Acquired":
         """A connection in autocommit mode."""
@@ -95,6 +95,7 @@ class Database:
         """Sets the pool's gauges; called before a scrape."""
         self._size["open"].set(len(self._all))
         self._size["idle"].set(len(self._idle))
+        self._size["limit"].set(self._settings.pool_max)
 
     async def acquire(self) -> Connection:
         """Waits in a queue while all are acquired; raises what `asyncpg.connect` raises, and `Unavailable` after `stop`."""

@@ -87,8 +87,8 @@ def _update_client(base: str, client: dict[str, Any]) -> None:
     form = {"grant_type": "password", "client_id": "admin-cli", "username": ADMIN, "password": ADMIN}
     with httpx.Client(base_url=base, timeout=10, trust_env=False) as http:
         try:
-            told = http.post("/realms/master/protocol/openid-connect/token", data=form).raise_for_status().json()
-            http.headers["Authorization"] = f"Bearer {told['access_token']}"
+            response = http.post("/realms/master/protocol/openid-connect/token", data=form).raise_for_status().json()
+            http.headers["Authorization"] = f"Bearer {response['access_token']}"
             clients = f"/admin/realms/{REALM_NAME}/clients"
             [found] = http.get(clients, params={"clientId": client["clientId"]}).raise_for_status().json()
             wanted = {name: client[name] for name in ("redirectUris", "webOrigins")}

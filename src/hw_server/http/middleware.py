@@ -26,6 +26,9 @@ HEADERS = "hw.headers"  # the scope's key of headers for the response, also wher
 # Requested by probes, often and by any host name.
 EXEMPT_PATHS = frozenset({"/health", "/health/ready", "/health/live", "/metrics"})
 CLOSE = (b"connection", b"close")
+FORM = b"application/x-www-form-urlencoded"
+FORM_BYTES = 65_536
+FORM_FIELDS = 1000
 REFUSALS_PER_MINUTE = 60  # of one address, on paths without admission
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -136,7 +139,8 @@ class TrustedHostMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies over `http.max_body_bytes`, announced or streamed."""
+    """Refuses bodies over `http.max_body_bytes`, announced or streamed; of forms, whose parser is slow, those over `FORM_BYTES` or
+    `FORM_FIELDS`."""
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self.app = app
@@ -146,21 +150,34 @@ class BodyLimitMiddleware:
         if scope["method"] in WITHOUT_BODY:
             await self.app(scope, receive, send)
             return
+        form = (header(scope, b"content-type") or b"").lower().startswith(FORM)
+        limit = min(self._limit, FORM_BYTES) if form else self._limit
         length = header(scope, b"content-length")
-        if length is not None and (not length.isdigit() or int(length) > self._limit):
-            raise PayloadTooLarge(f"at most {self._limit} bytes")
-        received = 0
+        if length is not None and (not length.isdigit() or int(length) > limit):
+            raise PayloadTooLarge(f"at most {limit} bytes")
+        received = fields = 0
+        refusal: PayloadTooLarge | None = None
 
         async def receive_limited() -> Message:
-            nonlocal received
+            nonlocal received, fields, refusal
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self._limit:
-                    raise PayloadTooLarge(f"at most {self._limit} bytes")
+                fields += message.get("body", b"").count(b"&") if form else 0
+                if received > limit:
+                    refusal = PayloadTooLarge(f"at most {limit} bytes")
+                elif fields > FORM_FIELDS:
+                    refusal = PayloadTooLarge(f"at most {FORM_FIELDS} fields")
+                if refusal is not None:
+                    raise refusal
             return message
 
-        await self.app(scope, receive_limited, send)
+        try:
+            await self.app(scope, receive_limited, send)
+        except Exception:
+            if refusal is not None:
+                raise refusal from None  # FastAPI makes 400 of whatever ends the reading of a form
+            raise
 
 
 class AdmissionMiddleware:

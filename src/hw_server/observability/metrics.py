@@ -45,13 +45,14 @@ class Metrics:
 
         # Not `ws_connections`: a counter's family name is its name without `_total`, and two families may not share one.
         self.ws_open = gauge("ws_connections_open", "Open sockets.")
+        self.ws_limit = gauge("ws_connections_limit", "Open sockets at most.")
         self.ws_outcomes = counter(
             "ws_connections_total", "Sockets by how the attempt or the connection ended.", "outcome"
         )
         self.ws_messages = counter("ws_messages_total", "Messages.", "direction")
         self.ws_rpc = histogram("ws_rpc_duration_seconds", "Socket calls.", "method", "code")
 
-        self.db_pool_size = gauge("db_pool_connections", "Connections of the pool.", "state")
+        self.db_pool_size = gauge("db_pool_connections", "Connections of the pool, and their limit.", "state")
         self.db_query = histogram("db_query_duration_seconds", "Statements, by first word.", "statement")
         self.db_errors = counter("db_errors_total", "Statements that failed and waits that timed out.", "kind")
         self.db_up = least("db_up", "1 while every worker reaches PostgreSQL, else 0.")

@@ -24,7 +24,7 @@ def _written_as(form: str, parse: Callable[[str], date], kind: str, example: str
             return value
         try:
             if matches(value):
-                return parse(value)
+                return parse(value.upper())
         except ValueError:
             pass  # as for February 30
         words = {"kind": kind, "example": example}

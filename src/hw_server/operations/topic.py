@@ -32,7 +32,7 @@ class History:
 class Topic(Generic[E]):
     """A family of topics. `pattern` is its name, with typed parameters in braces; `event` the type of its events.
 
-    subscribe, publish: who may: a role, or `async (caller, **params) -> bool`. Without `publish` only operations publish.
+    subscribe, publish: who may: a role, `SIGNED_IN`, or `async (caller, **params) -> bool`. Without `publish` only operations publish.
     history: what is kept for recovery.
     ordered: publishing transactions of one topic take turns, so that events of different rows keep the order of commits.
     ephemeral: an event goes straight to Redis, once its transaction has committed. It is lost where Redis does not take it.

@@ -160,13 +160,16 @@ class Broker:
         channel.unused_since = time.monotonic()
 
     async def _join(self, channel: Channel) -> None:
+        subscribed = False
         try:
             await self._feed.subscribe(channel.key.decode())
+            subscribed = True
             stored = await self._store.read(channel.name)
         except BaseException:
             self._channels.pop(channel.key, None)
-            with suppress(Unavailable):
-                await self._feed.unsubscribe(channel.key.decode())
+            if subscribed:
+                with suppress(Unavailable):
+                    await self._feed.unsubscribe(channel.key.decode())
             raise
         channel.epoch, channel.offset = stored.epoch, stored.offset
         channel.live = channel.repairing = True
@@ -190,7 +193,7 @@ class Broker:
                 if later is None:
                     continue  # more came meanwhile than is at hand
                 events += later
-            return events if sum(len(data) for _, data in events) <= MAX_RECOVERED else None
+            return events if sum(len(data) + OVERHEAD for _, data in events) <= MAX_RECOVERED else None
         return None
 
     async def _history(self, channel: Channel, first: int) -> list[tuple[int, bytes]]:
@@ -214,7 +217,7 @@ class Broker:
         while size <= MAX_RECOVERED:
             stored = await self._store.read(channel.name, first, PAGE)
             events += stored.events
-            size += sum(len(data) for _, data in stored.events)
+            size += sum(len(data) + OVERHEAD for _, data in stored.events)
             if len(stored.events) < PAGE:
                 break
             first = events[-1][0] + 1
@@ -299,22 +302,22 @@ class Broker:
             await self._deliver_batch(channel, batch)
 
     async def _deliver_batch(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
-        channel.receivers = set(self._hub.subscribers(channel.name))
+        receivers = channel.receivers = set(self._hub.subscribers(channel.name))
         streams = list(channel.streams)
         for delivered, stream in enumerate(streams, 1):
             stream.deliver(channel, events)
             if delivered % WRITES == 0:
                 await asyncio.sleep(0)
         self._delivered["sse"].inc(len(streams) * len(events))
-        if not channel.receivers:
+        if not receivers:
             return
-        self._delivered["ws"].inc(len(channel.receivers) * len(events))
-        frame = channel.frame(events)
+        self._delivered["ws"].inc(len(receivers) * len(events))
+        frame, conflates = channel.frame(events), channel.conflates
         keyed: Keyed | None = None
         written = 0
-        while channel.receivers:
-            connection = channel.receivers.pop()
-            if channel.conflates and connection.stalled:
+        while receivers:
+            connection = receivers.pop()
+            if conflates and connection.stalled:
                 keyed = channel.keyed(events) if keyed is None else keyed
                 self._hold(channel, connection, keyed)
             else:
@@ -448,10 +451,6 @@ class Broker:
             await self._feed.unsubscribe(channel.key.decode())
         except Unavailable:
             return
-
-    @property
-    def ready(self) -> bool:
-        return self._feed.connected
 
 
 def _batches(events: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:

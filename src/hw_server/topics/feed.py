@@ -46,10 +46,6 @@ class Feed:
         self.on_restored: Callable[[], Awaitable[None]] = _nothing
         self.on_wake: Callable[[], Any] = lambda: None
 
-    @property
-    def connected(self) -> bool:
-        return self._connection is not None
-
     async def subscribe(self, channel: str) -> None:
         """Returns once Redis has confirmed it; raises `Unavailable`."""
         name = channel.encode()

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from hw_server.auth import Principal
 from hw_server.errors import Forbidden, NotFound
-from hw_server.operations import Feature, Topic
+from hw_server.operations import SIGNED_IN, Feature, Topic
 
 
 class Registry:
@@ -33,7 +33,7 @@ class Registry:
         rule = topic.subscribe if action == "subscribe" else topic.publish
         if rule is None:
             raise Forbidden("clients do not publish to this topic")
-        allowed = rule in caller.roles if isinstance(rule, str) else await rule(caller, **params)
+        allowed = (rule in (SIGNED_IN, *caller.roles)) if isinstance(rule, str) else await rule(caller, **params)
         if not allowed:
             words = f"the role {rule} is required" if isinstance(rule, str) else f"the caller may not {action}"
             raise Forbidden(words)

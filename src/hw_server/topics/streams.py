@@ -32,7 +32,7 @@ from hw_server.ws.hub import DRAIN_TICK, Drain
 
 HEARTBEAT = 15.0  # seconds between comments that keep proxies from closing the stream
 RETRY = 1000  # milliseconds that a browser waits before it connects again
-CONFLATE_AT = 65_536  # bytes that wait for a client before topics that conflate do
+CHUNK = 65_536  # bytes that wait for a client before the next are recovered, and before topics conflate that may
 MAX_NAMES = 8192  # bytes of the topics' names in an id, which comes back in a header
 router = APIRouter(prefix="/topics", tags=["topic"])
 
@@ -41,7 +41,7 @@ class EventStream:
     """One response. What waits for its client is bounded in bytes: one that does not read is ended and comes back with its
     position, or gets the newest events of topics that conflate."""
 
-    def __init__(self, caller: Principal, max_bytes: int, conflated: Counter) -> None:
+    def __init__(self, caller: Principal, positions: dict[str, Position], max_bytes: int, conflated: Counter) -> None:
         self.id = secrets.token_hex(8)
         self.caller = caller
         self.ended: str | None = None  # why
@@ -51,19 +51,26 @@ class EventStream:
         self._size = 0
         self._backlog = Backlog()
         self._filled = asyncio.Event()
-        self._positions: dict[str, Position] = {}
+        self._positions = positions  # the client has them, whether or not the topic is recovered yet
 
-    def start(self, channel: Channel, position: Position, events: Events, *, recovered: bool) -> None:
-        """Where the stream begins, with the events that were missed."""
-        self._positions[channel.name] = position
+    def start(self, channel: Channel, *, recovered: bool) -> None:
+        """From here on the stream gets every event of the channel; it has those before, unless they are gone."""
+        self._positions[channel.name] = Position(channel.epoch, channel.offset)
         if not recovered:
             self._put("topic.reset", to_json(channel.position()))
-        self._put_events(channel, events)
+
+    def put_some(self, channel: Channel, events: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        """Takes as many events as a client reads at once; returns the others."""
+        for index, event in enumerate(events):
+            if self._size > CHUNK:
+                return events[index:]
+            self._put_events(channel, [event])
+        return []
 
     def deliver(self, channel: Channel, events: Events) -> None:
         if self.ended is not None:
             return  # its client may never read what it was sent, and so the response not end soon
-        if channel.conflates and (self._size > CONFLATE_AT or channel in self._backlog):
+        if channel.conflates and (self._size > CHUNK or channel in self._backlog):
             self._conflated.inc(self._backlog.add(channel, channel.keyed(events)))
             self._check_size()
         else:
@@ -81,7 +88,7 @@ class EventStream:
         self._append(b'retry: %d\nevent: server.draining\ndata: {"delay":%s}\n\n' % (delay * 1000, str(delay).encode()))
 
     def end(self, reason: str) -> None:
-        if self.ended is None:
+        if self.ended in (None, "going_away"):
             self.ended = reason
         self._filled.set()
 
@@ -109,7 +116,8 @@ class EventStream:
             self._buffer.clear()
             self._backlog = Backlog()
 
-    def _take(self) -> bytes:
+    def take(self) -> bytes:
+        """What waits for the client."""
         messages = b"".join(self._buffer)
         self._buffer.clear()
         self._size = 0
@@ -120,7 +128,6 @@ class EventStream:
     async def read(self) -> AsyncIterator[bytes]:
         """Ends at the latest with the token. What waits is sent before the end, unless the caller may not have it any more, or
         has not read what came before."""
-        yield b"retry: %d\n\n" % RETRY
         while True:
             expires_in = self.caller.expires_at - time.time()
             if expires_in <= 0:
@@ -128,7 +135,7 @@ class EventStream:
             if self.ended is not None and (self.ended != "going_away" or not self._buffer):
                 return
             if self._buffer:
-                yield self._take()
+                yield self.take()
                 continue
             self._filled.clear()
             try:
@@ -168,14 +175,21 @@ class EventStreams:
             raise Unavailable("the server is stopping")
         if len(self._streams) >= self._settings.ws.max_connections:
             raise Unavailable("this process serves as many event streams as it may")
-        stream = EventStream(caller, self._settings.ws.send_buffer_bytes, self._conflated)
+        places = _positions(last_event_id) if last_event_id else None
+        known = {name: place for name, place in (places or {}).items() if name in topics}
+        stream = EventStream(caller, known, self._settings.ws.send_buffer_bytes, self._conflated)
         channels: list[Channel] = []
         self._streams.add(stream)
         self._open.inc()
         try:
             await self._limiter.acquire(caller.sub, stream.id)
             for name in topics:
-                await self._join(stream, channels, name, last_event_id)
+                topic = await self._registry.authorize("subscribe", name, caller)
+                channel = await self._broker.join(name, topic)
+                channels.append(channel)
+                if places is None:
+                    stream.start(channel, recovered=True)
+                    self._broker.attach_stream(channel, stream)
             # Revoked since its token was verified, when it was not among the streams that a revocation ends.
             await self._authentication.recheck(caller)
             if stream.ended == "going_away":
@@ -183,19 +197,37 @@ class EventStreams:
         except BaseException:
             await self._close(stream, channels, "refused")
             raise
-        return EventStreamResponse(stream, lambda: self._close(stream, channels, stream.ended or "closed_by_client"))
+        recovering = channels if places is not None else []
+        reading = self._read(stream, [(channel, known.get(channel.name)) for channel in recovering])
+        return EventStreamResponse(reading, lambda: self._close(stream, channels, stream.ended or "closed_by_client"))
 
-    async def _join(self, stream: EventStream, channels: list[Channel], name: str, last_event_id: str | None) -> None:
-        topic = await self._registry.authorize("subscribe", name, stream.caller)
-        channel = await self._broker.join(name, topic)
-        channels.append(channel)
-        events: Events | None = []
-        if last_event_id:
-            since = _positions(last_event_id).get(name)
+    async def _read(
+        self, stream: EventStream, recovering: list[tuple[Channel, Position | None]]
+    ) -> AsyncIterator[bytes]:
+        yield b"retry: %d\n\n" % RETRY
+        try:
+            for channel, since in recovering:
+                async for data in self._recover(stream, channel, since):
+                    yield data
+        except Unavailable:
+            return  # the client comes back from where it is
+        async for data in stream.read():
+            yield data
+
+    async def _recover(self, stream: EventStream, channel: Channel, since: Position | None) -> AsyncIterator[bytes]:
+        """What a topic missed, as fast as the client reads: together it may be more than the buffer."""
+        while stream.ended is None:
             events = await self._broker.missed(channel, since) if since is not None else None
-        position = Position(channel.epoch, channel.offset)
-        stream.start(channel, position, events or [], recovered=events is not None)
-        self._broker.attach_stream(channel, stream)
+            later = [] if events is None else stream.put_some(channel, events)
+            if later:
+                since = Position(channel.epoch, later[0][0] - 1)
+            else:
+                stream.start(channel, recovered=events is not None)
+                self._broker.attach_stream(channel, stream)
+            if waiting := stream.take():
+                yield waiting
+            if not later:
+                return
 
     async def _close(self, stream: EventStream, channels: list[Channel], outcome: str) -> None:
         self._streams.discard(stream)
@@ -247,8 +279,8 @@ class EventStreamResponse(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: EventStream, close: Callable[[], Awaitable[None]]) -> None:
-        super().__init__(stream.read(), headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    def __init__(self, content: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(content, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -34,6 +34,7 @@ class Hub:
         self._settings = settings
         self._limiter = limiter
         self._open = metrics.ws_open
+        metrics.ws_limit.set(settings.max_connections)
         self._outcomes = metrics.ws_outcomes
         self._by_user: dict[str, set[WebSocketConnection]] = {}
         self._by_topic: dict[str, set[WebSocketConnection]] = {}

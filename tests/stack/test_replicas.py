@@ -1,0 +1,154 @@
+"""Three replicas by docker-compose.replicas.yml: found by all who look for them, restarted one after the other, killed."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from hw_client import Client, Event
+from tests.conftest import PROJECT, until
+from tests.stack.conftest import V2, blocks, containers, load, operate, run, sign_in, wait_until_routed
+
+pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("replicas")]
+OVERLAYS = ("docker/docker-compose.replicas.yml", "tests/stack/loopback.yml")
+FILES = [part for file in ("docker/docker-compose.yml", *OVERLAYS) for part in ("-f", str(PROJECT / file))]
+
+
+def compose(*arguments: str) -> None:
+    run(V2, "-p", "hwstack", *FILES, *arguments)
+
+
+def servers() -> list[str]:
+    return sorted(name for name in containers() if name.startswith("hwstack-hw-server-"))
+
+
+@pytest.fixture(scope="module")
+def replicas(images: None) -> Iterator[None]:
+    compose("down", "-v", "--remove-orphans")
+    compose("up", "-d", "--no-build", "--wait", "--wait-timeout", "240", "--scale", "hw-server=3")
+    wait_until_routed()
+    yield
+    compose("down", "-v", "--remove-orphans")
+
+
+def through_traefik() -> httpx.AsyncClient:
+    headers = {"Host": "api.localhost", "Authorization": f"Bearer {sign_in('alice')['access_token']}"}
+    return httpx.AsyncClient(base_url="http://127.0.0.1", headers=headers, timeout=20)
+
+
+@asynccontextmanager
+async def subscribers(count: int) -> AsyncIterator[list[list[Any]]]:
+    """What each of so many sockets hears of the topic `authors`; they reconnect as any client does."""
+    heard: list[list[Any]] = [[] for _ in range(count)]
+
+    async def token() -> str:
+        return str((await asyncio.to_thread(sign_in, "alice"))["access_token"])
+
+    async def listen(ready: asyncio.Event, items: list[Any]) -> None:
+        async with Client("http://127.0.0.1", token=token) as client, client.subscribe("authors") as events:
+            await client.call("ping")
+            ready.set()
+            async for event in events:
+                items.append(event)
+
+    readies = [asyncio.Event() for _ in heard]
+    tasks = [asyncio.create_task(listen(*pair)) for pair in zip(readies, heard, strict=True)]
+    await asyncio.wait_for(asyncio.gather(*(ready.wait() for ready in readies)), 30)
+    try:
+        yield heard
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def writing(client: httpx.AsyncClient) -> AsyncIterator[list[str]]:
+    """Creates authors, ten a second; the names of those that the server has acknowledged."""
+    names: list[str] = []
+    refused: list[int] = []
+    over = asyncio.Event()
+
+    async def write() -> None:
+        while not over.is_set():
+            name = str(uuid.uuid4())
+            answer = await client.post("/api/authors", json={"name": name})
+            (names.append(name) if answer.status_code == 201 else refused.append(answer.status_code))
+            await asyncio.sleep(0.1)
+
+    task = asyncio.create_task(write())
+    try:
+        yield names
+    finally:
+        over.set()
+        await task
+    assert refused == []
+
+
+def names_of(items: list[Any]) -> list[str]:
+    assert all(isinstance(item, Event) for item in items)
+    return [item.data["author"]["name"] for item in items]
+
+
+def test_each_replica_runs_and_migrations_ran_once() -> None:
+    assert len(servers()) == 3
+    assert [name for name in containers() if "migrate" in name] == ["hw-migrate"]
+
+
+async def test_prometheus_finds_every_replica() -> None:
+    addresses = {containers()[name]["NetworkSettings"]["Networks"]["hw-network"]["IPAddress"] for name in servers()}
+
+    async def found() -> bool:
+        async with httpx.AsyncClient() as client:
+            told = (await client.get("http://127.0.0.1:9090/api/v1/targets")).json()["data"]["activeTargets"]
+        up = {t["labels"]["instance"] for t in told if t["labels"]["job"] == "fastapi" and t["health"] == "up"}
+        return up == {f"{address}:8000" for address in addresses}
+
+    await until(found, 120)
+
+
+async def test_a_rolling_restart_fails_nothing(tmp_path: Path) -> None:
+    before = {containers()[name]["Id"] for name in servers()}
+    script = blocks("Several servers: restart and upgrade", "docs/deployment/docker.md")
+    async with (
+        through_traefik() as client,
+        subscribers(6) as heard,
+        writing(client) as written,
+        load(client, "/api/authors?per_page=5") as answers,
+    ):
+        await asyncio.sleep(2)
+        await asyncio.to_thread(operate, script, tmp_path, " ".join(FILES[2:]))
+        await asyncio.sleep(5)
+    assert {containers()[name]["Id"] for name in servers()}.isdisjoint(before)
+    assert set(answers.kinds()) == {"200 application/json"}, answers.kinds()
+    assert len(written) > 100
+    for items in heard:
+        assert names_of(items)[: len(written)] == written[: len(items)]
+
+
+async def test_redis_away_fails_nothing() -> None:
+    async with through_traefik() as client, load(client, "/api/authors?per_page=5") as answers:
+        await asyncio.sleep(2)
+        await asyncio.to_thread(run, "docker", "kill", "hw-redis")
+        await asyncio.sleep(20)
+        await asyncio.to_thread(run, "docker", "start", "hw-redis")
+        await asyncio.sleep(5)
+    assert set(answers.kinds()) == {"200 application/json"}, answers.kinds()
+
+
+async def test_a_replica_that_is_killed_costs_what_it_was_answering() -> None:
+    victim = servers()[0]
+    async with through_traefik() as client, load(client, "/api/authors?per_page=5") as answers:
+        await asyncio.sleep(2)
+        await asyncio.to_thread(run, "docker", "kill", victim)
+        await asyncio.sleep(8)
+        await asyncio.to_thread(run, "docker", "start", victim)
+        await asyncio.sleep(3)
+    assert answers.failed_for() <= 4, json.dumps(answers.kinds())
+    assert answers.kinds()["404 text/plain"] == 0
