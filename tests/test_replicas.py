@@ -194,7 +194,7 @@ async def test_a_socket_of_a_killed_server_counts_for_a_lease(replicas: Replicas
                 return bool(await redis.zcard(key) == len(SERVERS) + 1)
 
             await until(is_back)
-            assert all(client.connected for client in clients)
+            await until(lambda: all(client.connected for client in clients))
             assert await replicas.refusal("capped") == 429
 
         async def left() -> list[tuple[bytes, float]] | None:
