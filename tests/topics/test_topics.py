@@ -161,7 +161,7 @@ async def test_an_unsubscribed_socket_hears_nothing(
 @asynccontextmanager
 async def stream(running: Running, token: str, *topics: str, last: str = "") -> AsyncIterator[AsyncIterator[Any]]:
     """The messages of an event stream: (id, event, data)."""
-    headers = {"Last-Event-ID": last} if last else {}
+    headers = {"Last-Event-ID": last.encode("latin-1")} if last else {}
 
     async def messages(response: httpx.Response) -> AsyncIterator[Any]:
         fields: dict[str, str] = {}
