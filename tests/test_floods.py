@@ -465,6 +465,7 @@ def test_refused_logout_tokens_have_a_limit(serve: Serve, provider: Provider) ->
     path = "/api/auth/backchannel-logout"
     with serve(**provider.settings(), **prefix()) as running, httpx.Client(base_url=running.url) as client:
         good = [client.post(path, data={"logout_token": provider.logout_token()}).status_code for _ in range(70)]
-        bad = [client.post(path, data={"logout_token": "x"}).status_code for _ in range(65)]
+        bad = [client.post(path, data={"logout_token": "x"}).status_code for _ in range(90)]
     assert good == [200] * 70
-    assert (bad.count(400), bad[-1]) == (60, 429)
+    assert bad[:60] == [400] * 60
+    assert 429 in bad  # one more is allowed each second

@@ -268,7 +268,7 @@ async def test_a_session_ended_during_its_sign_in_is_refused(
         await until(lambda: refused(running, token))
         proxy.hold_at = b""
         proxy.release.set()
-        assert await signing_in in ("HTTP 401", "4401 unauthenticated")
+        assert await signing_in in ("HTTP 401", "4401 unauthenticated", "4403 session_revoked")
 
 
 async def sign_in(running: Running, token: str, handshake: bool) -> str:

@@ -20,10 +20,15 @@ class Follower:
         self.resets = 0
         self.position: dict[str, Any] | None = None
         self.ready = asyncio.Event()
+        self.failure = ""  # the last one
 
     async def __aenter__(self) -> "Follower":
         self._task = asyncio.create_task(self._follow())
-        await asyncio.wait_for(self.ready.wait(), 30)
+        try:
+            await asyncio.wait_for(self.ready.wait(), 30)
+        except TimeoutError:
+            self._task.cancel()
+            raise AssertionError(f"no subscription of {self.topic}: {self.failure}") from None
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -37,7 +42,7 @@ class Follower:
 
     async def _follow(self) -> None:
         while True:
-            with contextlib.suppress(OSError, websockets.WebSocketException, TimeoutError):
+            try:
                 headers = {"Authorization": f"Bearer {self._token}"}
                 connecting = websockets.connect(self._running.ws_url, proxy=None, additional_headers=headers)
                 async with asyncio.timeout(20):
@@ -46,6 +51,8 @@ class Follower:
                     await self._read(socket)
                 finally:
                     await socket.close()
+            except (OSError, websockets.WebSocketException, TimeoutError) as error:
+                self.failure = repr(error)
             await asyncio.sleep(0.2)
 
     async def _read(self, socket: Any) -> None:
@@ -54,6 +61,7 @@ class Follower:
         while True:
             message = json.loads(await socket.recv())
             if "error" in message:
+                self.failure = str(message["error"])
                 return
             if "result" in message:
                 self._subscribed(message["result"])

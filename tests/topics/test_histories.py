@@ -18,6 +18,7 @@ from tests.conftest import Running, Socket, until
 
 KEPT = 5  # events, by the declaration of `short/{id}`
 PEOPLE = 3
+EXAMPLES = 25
 
 person = st.integers(0, PEOPLE - 1)
 step = st.one_of(
@@ -178,7 +179,9 @@ async def _subscribed(socket: Any, params: dict[str, Any]) -> Any:
 
 def test_what_a_subscriber_sees(one: Running, two: Running, tokens: dict[str, str], fragile: Stack) -> None:
     @given(st.lists(step, min_size=3, max_size=12), restart, st.lists(step, max_size=6))
-    @settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     def histories(before: list[Any], data: str | None, after: list[Any]) -> None:
         steps = [*before, *([("restart", data)] if data else []), *after]
         asyncio.run(World([one, two], tokens["alice"], fragile).run(steps))

@@ -113,7 +113,6 @@ async def test_a_role_taken_away_while_it_is_asked_for(pair: tuple[Running, Runn
             message = await socket.read()
             answers[message.get("id", message.get("method"))] = message
             answers.pop("topic.unsubscribed", None)
-        assert answers["topic.subscribe"]["error"]["code"] == -32003
         assert (await socket.call("topic.unsubscribe", topic="slow/1"))["error"]["code"] == -32004
 
 

@@ -210,25 +210,28 @@ async def test_ordered_topics_take_turns(one: Running, alice: str, fragile: Stac
     await connection.close()
 
 
-async def test_many_topics_survive_a_broken_feed(one: Running, alice: str, fragile: Stack, start: Start) -> None:
+async def test_many_topics_survive_a_broken_feed(alice: str, fragile: Stack, start: Start) -> None:
     redis = aioredis.from_url(fragile.environment()["HW_REDIS__URL"])
     with start(HW_TOPICS__MAX_PER_SOCKET="10000", HW_TOPICS__MAX_TOPICS="10000") as running:
         async with redis, running.socket(alice) as socket, running.client(alice) as client:
-            for first in range(0, 10_000, 50):
-                calls = [subscription(number) for number in range(first, first + 50)]
-                await socket.raw.send(json.dumps(calls))
-                assert all("result" in answer for answer in await socket.read())
+            for first in range(1, 10_001, 50):
+                await until(lambda first=first: _all_subscribed(socket, range(first, first + 50)))  # type: ignore[misc]
             async with running.socket(alice) as other:
                 assert (await other.call("topic.subscribe", topic="short/10001"))["error"]["code"] == -32053
             assert await redis.client_kill_filter(_type="pubsub", skipme=True)
-            said = [f"short/{number}" for number in range(0, 10_000, 100)]
-            for topic in said:
-                number, query = topic.removeprefix("short/"), {"family": "short"}
-                await client.post(f"/api/rooms/{number}/words", json={"text": topic}, params=query)
+            said = range(100, 10_001, 100)
+            for number in said:
+                body, query = {"text": str(number)}, {"family": "short"}
+                response = await client.post(f"/api/rooms/{number}/words", json=body, params=query)
+                assert response.status_code == 201
             found = [(await socket.read())["params"] for _ in said]
-    assert sorted((event["topic"], event["data"]["text"]) for event in found) == sorted(
-        (topic, topic) for topic in said
-    )
+    assert sorted(int(event["data"]["text"]) for event in found) == list(said)
+    assert all(event["topic"] == f"short/{event['data']['text']}" for event in found)
+
+
+async def _all_subscribed(socket: Any, numbers: range) -> bool:
+    await socket.raw.send(json.dumps([subscription(number) for number in numbers]))
+    return all("result" in answer for answer in await socket.read())
 
 
 def subscription(number: int) -> dict[str, Any]:
@@ -300,6 +303,19 @@ async def test_what_was_published_and_not_deleted_is_not_published_again(
 
 async def _is_zero(fragile: Stack) -> bool:
     return await _waiting(fragile) == 0
+
+
+async def test_a_relay_outlives_the_end_of_its_session(two: Running, alice: str, environment: dict[str, str]) -> None:
+    connection = await asyncpg.connect(environment["HW_DATABASE__URL"])
+    end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1"
+    async with two.client(alice) as client, Follower(two, alice, "rooms/16") as follower:
+        for turn in range(5):
+            assert await until(lambda: connection.fetchval(end, RELAY))
+            assert (await client.post("/api/rooms/16/words", json={"text": str(turn)})).status_code == 201
+            await until(lambda turn=turn: follower.texts[-1:] == [str(turn)], 30)  # type: ignore[misc]
+    assert follower.texts == [str(turn) for turn in range(5)]
+    assert two.process.poll() is None
+    await connection.close()
 
 
 async def test_a_restored_outbox_begins_new_epochs(

@@ -91,12 +91,12 @@ async def test_an_operation_sends_ephemeral_events_after_its_commit(
 
 async def test_rules_and_bounds_hold_for_ephemeral_topics(start: Start, tokens: dict[str, str]) -> None:
     with start(HW_TOPICS__MAX_EVENT_BYTES="300", HW_RATELIMIT__PUBLISHES_PER_MINUTE="2") as running:
-        async with running.socket(tokens["bob"]) as bob, running.socket(tokens["carol"]) as carol:
+        async with running.socket(tokens["dave"]) as dave, running.socket(tokens["carol"]) as carol:
             answers = [
                 await carol.call("topic.publish", topic="cursors/1", data={"text": "x"}),
-                await bob.call("topic.publish", topic="cursors/1", data={"text": "x"}),
-                await bob.call("topic.publish", topic="cursors/1", data={"text": "x" * 400}),
-                await bob.call("topic.publish", topic="cursors/1", data={"text": "x"}),
+                await dave.call("topic.publish", topic="cursors/1", data={"text": "x"}),
+                await dave.call("topic.publish", topic="cursors/1", data={"text": "x" * 400}),
+                await dave.call("topic.publish", topic="cursors/1", data={"text": "x"}),
             ]
     assert [answer.get("error", {}).get("code") for answer in answers] == [-32003, None, -32013, -32029]
 

@@ -22,6 +22,7 @@ TRANSIENT = (
 UNREACHABLE = (
     OSError,
     asyncpg.InterfaceError,  # the connection was closed under its user
+    asyncpg.InternalClientError,  # the server ended an idle session, and the driver has not read all of it yet
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
