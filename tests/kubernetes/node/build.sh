@@ -17,6 +17,12 @@ if [ ! -e go.mod ]; then
   go mod edit -require "k8s.io/kubernetes@v$kubernetes" -require go.etcd.io/etcd/server/v3@v3.6.11 \
     -require sigs.k8s.io/metrics-server@v0.9.0 -require github.com/miekg/dns@v1.1.72
 fi
+# The resource definitions that the production overlay needs.
+mkdir -p "$work/definitions"
+module() { GOFLAGS='' go mod download -json "$1" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p'; }
+cp -f "$(module sigs.k8s.io/gateway-api@v1.4.1)"/config/crd/standard/*_httproutes.yaml \
+  "$(module github.com/prometheus-operator/prometheus-operator@v0.85.0)"/example/prometheus-operator-crd/*_{servicemonitors,prometheusrules}.yaml \
+  "$work/definitions/"
 version="-X k8s.io/component-base/version.gitVersion=v$kubernetes"
 go build -trimpath -tags notest,grpcnotrace -ldflags "-s -w $version" -o "$work/bin/kube" .
 for name in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy metrics-server dns; do
