@@ -125,7 +125,7 @@ def node() -> Iterator[None]:
         try:
             until(lambda: process.poll() is None and run("kubectl", "get", "node", "node", check=False).returncode == 0)
             kubectl("wait", "--for=condition=Ready", "node/node", "--timeout=60s")
-            kubectl("apply", "-f", str(HERE / "node/addons.yaml"), "-f", str(WORK / "definitions"), "--server-side")
+            kubectl("apply", "-f", str(WORK / "definitions"), "--server-side")
             yield
         finally:
             process.send_signal(signal.SIGTERM)

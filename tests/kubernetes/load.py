@@ -68,12 +68,12 @@ class Load:
                 await asyncio.gather(*readers)
                 return
             async with Client(URL, token=token, trust_env=False) as socket, socket.subscribe("authors") as events:
-                stream = socket.events("authors")
+                stream = socket.events(["authors"])
                 listeners = [
                     asyncio.create_task(self.hear(events, self.heard["socket"])),
                     asyncio.create_task(self.hear(stream, self.heard["stream"])),
                 ]
-                while not stream.connected:
+                while not (stream.connected or listeners[1].done()):
                     await asyncio.sleep(0.05)
                 await asyncio.gather(*readers, self.write(client))
                 for _ in range(int(SETTLE / 0.1)):

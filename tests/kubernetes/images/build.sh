@@ -4,7 +4,7 @@
 set -euo pipefail
 work="${1:?the folder for the images}"
 cd "$(dirname "$0")"
-export DOCKER_BUILDKIT=1
+export PATH=/usr/bin:$PATH DOCKER_BUILDKIT=1
 packages=()
 for pair in dockerd:docker.io debootstrap:debootstrap; do
   command -v "${pair%%:*}" >/dev/null || packages+=("${pair##*:}")

@@ -19,6 +19,7 @@ func serveDNS(kubeconfig, address string) {
 	if err != nil {
 		panic(err)
 	}
+	config.QPS = -1 // no limit: each answer is a request
 	services := kubernetes.NewForConfigOrDie(config).CoreV1()
 	dns.HandleFunc(".", func(w dns.ResponseWriter, query *dns.Msg) {
 		answer := new(dns.Msg)

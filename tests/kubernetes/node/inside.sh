@@ -46,6 +46,7 @@ run "$bin/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 --advertise-addre
 until ctr version >/dev/null 2>&1; do sleep 0.1; done
 ctr -n k8s.io images import "$work/images.tar" >"$log/images.log" 2>&1
 until kubectl --kubeconfig "$pki/admin.kubeconfig" get --raw /readyz >/dev/null 2>&1; do sleep 0.2; done
+kubectl --kubeconfig "$pki/admin.kubeconfig" apply --server-side -f "$here/addons.yaml"
 as() { echo --kubeconfig="$pki/$1.kubeconfig" --authentication-kubeconfig="$pki/$1.kubeconfig" --authorization-kubeconfig="$pki/$1.kubeconfig"; }
 # shellcheck disable=SC2046  # three arguments
 run "$bin/kube-controller-manager" $(as controllers) --leader-elect=false --use-service-account-credentials=true \
@@ -64,5 +65,5 @@ run "$bin/metrics-server" $(as metrics) --secure-port=4443 --tls-cert-file="$pki
   --kubelet-certificate-authority="$pki/ca.crt" --kubelet-preferred-address-types=InternalIP \
   --metric-resolution=10s --kubelet-request-timeout=5s
 run "$bin/dns" "$pki/admin.kubeconfig" $address:53
-wait -n  # no part may end
-echo "a part of the node has ended"
+wait -n || true
+echo "a part of the node has ended: its log is beside this one"

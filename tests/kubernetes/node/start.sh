@@ -12,7 +12,7 @@ if [ ${#packages[@]} -gt 0 ]; then
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
 fi
-rm -rf "$work/state" "$work/log" "$work/pki"
+rm -rf "$work/log" "$work/pki" "$work/state"
 mkdir -p "$work/state" "$work/log"
 bash "$here/certificates.sh" "$work" 10.250.0.2
 # The pods' control group; version 1 has one tree for each controller.
