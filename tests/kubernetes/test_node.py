@@ -80,7 +80,7 @@ def test_a_token_of_the_provider_signs_in() -> None:
 
 def test_a_rollout_and_a_roll_back_under_load_lose_nothing(tmp_path: Path) -> None:
     scale_between(3, 4)
-    caller = Caller("rollout", "150")
+    caller = Caller("rollout", "90")
     until(lambda: caller.phase == "Running")
     follow("Install", next_version(tmp_path))
     until(lambda: images() == {"2"})
@@ -112,7 +112,7 @@ def test_an_eviction_waits_for_the_budget() -> None:
 def test_the_autoscaler_follows_the_load() -> None:
     scale_between(1, 3)
     until(lambda: len(ready_pods()) == 1)
-    caller = Caller("hard", "90", "hard")
+    caller = Caller("hard", "60", "hard")
     until(lambda: len(ready_pods()) == 3)
     report = caller.result()
     assert report["failures"] == []

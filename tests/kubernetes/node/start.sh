@@ -31,7 +31,7 @@ finish() {
   wait "$outside" 2>/dev/null || true
   ip link delete hw-k8s 2>/dev/null || true
   for _ in 1 2 3 4 5; do
-    find "${groups[@]/%//hw-kubernetes}" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    find /sys/fs/cgroup/hw-kubernetes /sys/fs/cgroup/*/hw-kubernetes -depth -type d -exec rmdir {} + 2>/dev/null || true
     sleep 0.5
   done
 }
