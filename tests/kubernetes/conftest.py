@@ -121,9 +121,16 @@ def node() -> Iterator[None]:
         with (WORK / log).open("w") as output:
             built = subprocess.run([HERE / script, WORK], env=ENVIRONMENT, stdout=output, stderr=output, check=False)
         assert built.returncode == 0, (WORK / log).read_text()[-2000:]
+    connected = WORK / "state/connected"  # before, the node's address is nobody's, or somebody else's
+    connected.unlink(missing_ok=True)
     with subprocess.Popen([HERE / "node/start.sh", WORK], env=ENVIRONMENT, start_new_session=True) as process:
+
+        def serves() -> bool:
+            assert process.poll() is None, (WORK / "log/node.log").read_text()[-2000:]
+            return connected.exists() and run("kubectl", "get", "node", "node", check=False).returncode == 0
+
         try:
-            until(lambda: process.poll() is None and run("kubectl", "get", "node", "node", check=False).returncode == 0)
+            until(serves, 300)
             kubectl("wait", "--for=condition=Ready", "node/node", "--timeout=60s")
             kubectl("apply", "-f", str(WORK / "definitions"), "--server-side")
             yield
