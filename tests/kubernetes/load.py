@@ -1,5 +1,5 @@
 """Runs in a pod: readers, a writer, a subscriber over a socket and one over an event stream, through the Service, for so many
-seconds. The last line printed is what they met. With `hard` the readers never pause, and nothing else runs."""
+seconds. The last line printed is what they met. With `hard` the readers hardly pause, and nothing else runs."""
 
 import asyncio
 import json
@@ -16,14 +16,15 @@ from hw_client import Client
 URL = "http://hw-server.hw.svc.cluster.local:8000"
 PROVIDER = "http://nanoidp.hw.svc.cluster.local:8080/token"
 SIGN_IN = {"grant_type": "password", "client_id": "hw-web", "username": "alice", "password": "alice", "scope": "openid"}
-READERS, PAUSE = 8, 0.1
+READERS = 8
+PAUSE, SHORT_PAUSE = 0.1, 0.02  # seconds between two requests of one
 SETTLE = 15.0  # seconds for the last events to arrive
 
 
 class Load:
     def __init__(self, seconds: float, hard: bool) -> None:
         self.ends = time.monotonic() + seconds
-        self.pause = 0.0 if hard else PAUSE
+        self.pause = SHORT_PAUSE if hard else PAUSE
         self.hard = hard
         self.answers: Counter[str] = Counter()
         self.failures: list[str] = []

