@@ -71,10 +71,24 @@ def ready_pods() -> list[str]:
     ]
 
 
-def scale_between(fewest: int, most: int) -> None:
-    """Sets the bounds of the autoscaler and waits until the fewest pods are there."""
-    patch = json.dumps({"spec": {"minReplicas": fewest, "maxReplicas": most}})
-    kubectl("patch", "hpa", "hw-server", "-n", "hw", "-p", patch)
+def variant(folder: Path, image: int = 1, fewest: int = 1, most: int = 3) -> Path:
+    """The overlay with another version of the server, and other bounds of its autoscaler."""
+    overlay = os.path.relpath(HERE / "overlay", folder.resolve())  # kustomize takes no absolute path
+    bounds = [
+        {"op": "replace", "path": f"/spec/{name}Replicas", "value": n} for name, n in (("min", fewest), ("max", most))
+    ]
+    kustomization = {
+        "resources": [overlay],
+        "images": [{"name": "docker.io/hw-kubernetes/hw-server", "newTag": str(image)}],
+        "patches": [{"target": {"kind": "HorizontalPodAutoscaler"}, "patch": json.dumps(bounds)}],
+    }
+    (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
+    return folder
+
+
+def scale_between(fewest: int, most: int, folder: Path) -> None:
+    """Sets the bounds of the autoscaler and waits until as many pods are there."""
+    kubectl("apply", "-k", str(variant(folder, 1, fewest, most)), "-l", "app.kubernetes.io/component=server")
     until(lambda: fewest <= len(ready_pods()) <= most)
 
 
@@ -105,6 +119,10 @@ class Caller:
     @property
     def phase(self) -> str:
         return str(get("pod", self.name, "-n", CLIENT)["status"]["phase"])
+
+    def end(self) -> None:
+        assert self.phase == "Running"
+        kubectl("exec", self.name, "-n", CLIENT, "--", "sh", "-c", "kill -TERM 1")
 
     def result(self) -> dict[str, Any]:
         until(lambda: self.phase in ("Succeeded", "Failed"), 240)

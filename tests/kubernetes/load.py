@@ -1,8 +1,9 @@
-"""Runs in a pod: readers, a writer, a subscriber over a socket and one over an event stream, through the Service, for so many
-seconds. The last line printed is what they met. With `hard` the readers hardly pause, and nothing else runs."""
+"""Runs in a pod: readers, a writer, a subscriber over a socket and one over an event stream, through the Service, until SIGTERM
+or for so many seconds. The last line printed is what they met. With `hard` the readers hardly pause, and nothing else runs."""
 
 import asyncio
 import json
+import signal
 import sys
 import time
 import uuid
@@ -59,7 +60,11 @@ class Load:
         async for event in events:
             heard.append(event.data["author"]["id"])  # a reset has none, and is a failure
 
+    def end(self) -> None:
+        self.ends = 0.0
+
     async def run(self) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.end)
         async with httpx.AsyncClient(trust_env=False) as provider:
             token = (await provider.post(PROVIDER, data=SIGN_IN)).raise_for_status().json()["access_token"]
         headers = {"Authorization": f"Bearer {token}"}

@@ -1,27 +1,16 @@
 """docs/deployment/kubernetes.md on a real node. Order matters to time alone: each test sets the scale that it needs."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT
-from tests.kubernetes.conftest import Caller, follow, get, kubectl, ready_pods, run, scale_between, until
+from tests.kubernetes.conftest import Caller, follow, get, kubectl, ready_pods, run, scale_between, until, variant
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.usefixtures("installed")]
-OVERLAY = Path(__file__).parent / "overlay"
 NOT_THE_JOB = "app.kubernetes.io/component!=migrate"  # a Job cannot be changed
 WHOLE = {"failures": [], "lost": {"socket": 0, "stream": 0}, "doubled": {"socket": 0, "stream": 0}}
-
-
-def next_version(folder: Path) -> Path:
-    """The overlay with a later image."""
-    relative = os.path.relpath(OVERLAY, folder.resolve())  # kustomize takes no absolute path
-    (folder / "kustomization.yaml").write_text(
-        f"resources: [{relative}]\nimages: [{{name: docker.io/hw-kubernetes/hw-server, newTag: '2'}}]\n"
-    )
-    return folder
 
 
 def images() -> set[str]:
@@ -81,21 +70,20 @@ def test_a_token_of_the_provider_signs_in() -> None:
 
 
 def test_a_rollout_and_a_roll_back_under_load_lose_nothing(tmp_path: Path) -> None:
-    scale_between(3, 4)
-    caller = Caller("rollout", "90")
+    scale_between(3, 4, tmp_path)
+    caller = Caller("rollout", "400")
     until(lambda: caller.phase == "Running")
-    follow("Install", next_version(tmp_path))
+    follow("Install", variant(tmp_path, 2, 3, 4))
     until(lambda: images() == {"2"})
-    follow("Roll back", OVERLAY)
+    follow("Roll back", tmp_path)
     until(lambda: images() == {"1"})
-    assert caller.phase == "Running"  # the load outlasted both
+    caller.end()
     report = caller.result()
-    print(report)
     assert {name: report[name] for name in WHOLE} == WHOLE
 
 
-def test_an_eviction_waits_for_the_budget() -> None:
-    scale_between(3, 3)
+def test_an_eviction_waits_for_the_budget(tmp_path: Path) -> None:
+    scale_between(3, 3, tmp_path)
     until(lambda: get("pdb", "hw-server", "-n", "hw")["status"].get("disruptionsAllowed") == 1)
     first, second, _ = ready_pods()
 
@@ -111,11 +99,12 @@ def test_an_eviction_waits_for_the_budget() -> None:
     assert first not in ready_pods()
 
 
-def test_the_autoscaler_follows_the_load() -> None:
-    scale_between(1, 3)
+def test_the_autoscaler_follows_the_load(tmp_path: Path) -> None:
+    scale_between(1, 3, tmp_path)
     until(lambda: len(ready_pods()) == 1)
-    caller = Caller("hard", "60", "hard")
+    caller = Caller("hard", "200", "hard")
     until(lambda: len(ready_pods()) == 3)
+    caller.end()
     report = caller.result()
     assert report["failures"] == []
     until(lambda: len(ready_pods()) == 1, 180)
