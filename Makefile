@@ -94,4 +94,4 @@ moved:
 	install --no-deps --no-build-isolation -e . -e clients/python && touch $@
 	@echo "  the Python environment is ready"
 
--include docker/stack.mk
+-include docker/stack.mk deploy/kubernetes.mk

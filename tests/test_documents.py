@@ -18,7 +18,7 @@ from hw_server.ws.codes import PLATFORM_ERRORS, CloseCode
 PROJECT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md"))]
 NAMES = {str(path.relative_to(PROJECT)): path for path in DOCUMENTS}
-ROOTS = r"\.ci|\.github|bench|docker|docs|migrations|requirements|src|tests"
+ROOTS = r"\.ci|\.github|bench|deploy|docker|docs|migrations|requirements|src|tests"
 # How the documents show what an operation may be given.
 SHOWN = {
     "read": "`db: Read`", "write": "`db: Write`", "caller": "`caller: Principal`", "call": "`call: Call`",
@@ -52,7 +52,8 @@ def test_links_and_paths_lead_somewhere(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_exist(name: str) -> None:
     text = NAMES[name].read_text()
-    rules = (PROJECT / "Makefile").read_text() + (PROJECT / "docker/stack.mk").read_text()
+    makefiles = ("Makefile", "docker/stack.mk", "deploy/kubernetes.mk")
+    rules = "".join((PROJECT / path).read_text() for path in makefiles)
     targets = re.findall(r"^([a-z-]+):", rules, re.M)
     assert set(re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)", text, re.M)) <= {(t, "") for t in targets} | {
         ("", t) for t in targets
@@ -60,7 +61,7 @@ def test_commands_exist(name: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "hw_server.cli", "--help"], capture_output=True, text=True, check=True
     )
-    for command in re.findall(r"\bhw ([a-z]+)\b", "".join(re.findall(r"`[^`]+`", text))):
+    for command in re.findall(r"(?<!-n )\bhw ([a-z]+)\b", "".join(re.findall(r"`[^`]+`", text))):
         assert re.search(rf"│ {command} ", result.stdout), command
 
 

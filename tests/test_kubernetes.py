@@ -1,0 +1,197 @@
+"""`deploy/kubernetes`: what kustomize builds is valid for two versions of Kubernetes, and fits the server."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from hw_server.settings import load
+from tests.conftest import PROJECT, Running
+
+DEPLOY = PROJECT / "deploy/kubernetes"
+KUBECTL = Path(sys.executable).with_name("kubectl")
+DOCUMENT = (PROJECT / "docs/deployment/kubernetes.md").read_text()
+OVERLAYS = ("production", "local")
+VERSIONS = ("1.35", "1.37")  # the oldest and the newest that are supported
+# Kinds of Gateway API and the Prometheus Operator, which have their own schemas: `make test-kubernetes` holds them against these.
+CUSTOM = {"HTTPRoute", "ServiceMonitor", "PrometheusRule"}
+Resource = dict[str, Any]
+
+
+def kustomize(folder: Path) -> list[Resource]:
+    built = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return list(yaml.safe_load_all(built.stdout))
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> list[Resource]:
+    return kustomize(DEPLOY / "overlays" / request.param)
+
+
+def one(resources: list[Resource], kind: str, name: str = "hw-server") -> Resource:
+    [found] = [
+        resource
+        for resource in resources
+        if resource["kind"] == kind and re.fullmatch(rf"{name}(-\w{{10}})?", resource["metadata"]["name"])
+    ]
+    return found
+
+
+def pods(resources: list[Resource]) -> Iterator[Resource]:
+    for resource in resources:
+        if resource["kind"] in ("Deployment", "Job"):
+            yield resource["spec"]["template"]
+
+
+def settings_of(resources: list[Resource], workload: Resource, secrets: Path) -> dict[str, str]:
+    """The environment of the workload's container, its secrets in files of `secrets`."""
+    [container] = workload["spec"]["template"]["spec"]["containers"]
+    environment: dict[str, str] = {}
+    for source in container["envFrom"]:
+        environment |= one(resources, "ConfigMap", source["configMapRef"]["name"])["data"]
+    for item in container["env"]:
+        path = secrets / Path(item["value"]).name
+        path.write_text("a-secret-of-some-length")
+        environment[item["name"]] = str(path)
+    return environment
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_overlay_is_valid(overlay: list[Resource], version: str) -> None:
+    checked = [resource for resource in overlay if resource["kind"] not in CUSTOM]
+    assert len(checked) >= 12
+    for resource in checked:
+        kubernetes_validate.validate(resource, version, strict=True)
+
+
+@pytest.mark.parametrize(
+    "change", [("periodSeconds: 2", "periodSecond: 2"), ("cpu: 500m", "cpu: [500]"), ("preStop:", "prestop:")]
+)
+def test_a_mistake_is_noticed(change: tuple[str, str]) -> None:
+    text = (DEPLOY / "base/deployment.yaml").read_text()
+    assert change[0] in text
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(yaml.safe_load(text.replace(*change)), VERSIONS[0], strict=True)
+
+
+def test_a_pod_may_do_nothing_that_restricted_forbids(overlay: list[Resource]) -> None:
+    assert one(overlay, "Namespace", "hw")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    for pod in pods(overlay):
+        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+        assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        # A Service's variables HW_SERVER_* are no settings: the server would not start.
+        assert not pod["spec"]["enableServiceLinks"]
+        assert not pod["spec"]["automountServiceAccountToken"]
+        for container in pod["spec"]["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+            }  # fmt: skip
+            assert container["resources"].keys() == {"requests", "limits"}
+
+
+def test_the_server_starts_with_its_settings(overlay: list[Resource], tmp_path: Path) -> None:
+    settings = load(settings_of(overlay, one(overlay, "Deployment"), tmp_path))
+    assert (settings.environment, settings.database.owner_url) == ("production", None)
+    assert not settings.database.migrate_on_start
+    migrating = load(settings_of(overlay, one(overlay, "Job", "hw-migrate"), tmp_path))
+    assert migrating.database.owner_password
+    # Only the Job may read the owner's password.
+    assert "owner" not in str(one(overlay, "Deployment")["spec"])
+
+
+def test_a_pod_has_the_time_that_its_drain_takes(overlay: list[Resource], tmp_path: Path) -> None:
+    deployment = one(overlay, "Deployment")
+    http = load(settings_of(overlay, deployment, tmp_path)).http
+    pod = deployment["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    paused = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] >= paused + http.drain_delay + http.shutdown_timeout + 5
+    probe = container["readinessProbe"]
+    assert http.drain_delay > probe["periodSeconds"] * probe["failureThreshold"]
+
+
+def test_the_spool_fits_into_its_volume(overlay: list[Resource], tmp_path: Path) -> None:
+    deployment = one(overlay, "Deployment")
+    audit = load(settings_of(overlay, deployment, tmp_path)).audit
+    volumes = {volume["name"]: volume for volume in deployment["spec"]["template"]["spec"]["volumes"]}
+    assert volumes["spool"]["emptyDir"]["sizeLimit"] == "320Mi"
+    assert audit.spill_max_bytes < 320 * 2**20
+    dockerfile = (PROJECT / "Dockerfile").read_text()
+    assert "HW_AUDIT__SPILL_DIR=/var/lib/hw-server/" in dockerfile
+    assert "useradd --uid 10001" in dockerfile
+
+
+def test_what_is_named_is_there(overlay: list[Resource]) -> None:
+    """Selectors find the pods, references the ports, ConfigMaps and workloads that they name."""
+    server = one(overlay, "Deployment")["spec"]["template"]
+    labels, [container] = server["metadata"]["labels"], server["spec"]["containers"]
+    service, budget = one(overlay, "Service")["spec"], one(overlay, "PodDisruptionBudget")["spec"]
+    for selector in (service["selector"], budget["selector"]["matchLabels"]):
+        assert selector.items() <= labels.items()
+    assert service["ports"][0]["targetPort"] in {port["name"] for port in container["ports"]}
+    assert one(overlay, "HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] == "hw-server"
+    assert {source["configMapRef"]["name"] for source in container["envFrom"]} == {
+        one(overlay, "ConfigMap")["metadata"]["name"]
+    }
+    workloads = [pod["metadata"]["labels"] for pod in pods(overlay)]
+    for policy in (item["spec"] for item in overlay if item["kind"] == "NetworkPolicy"):
+        wanted = policy["podSelector"].get("matchLabels", {})
+        assert any(wanted.items() <= found.items() for found in workloads)
+
+
+async def test_the_route_serves_sockets_and_streams_without_a_timeout(server: Running) -> None:
+    resources = kustomize(DEPLOY / "overlays/production")
+    lasting, others = one(resources, "HTTPRoute")["spec"]["rules"]
+    async with server.client() as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    streams = {"text/event-stream", "application/x-ndjson"}
+    streaming = {
+        path
+        for path, item in paths.items()
+        if streams & item.get("get", {"responses": {"200": {}}})["responses"]["200"].get("content", {}).keys()
+    }
+    assert {match["path"]["value"] for match in lasting["matches"]} == {"/web"} | streaming
+    assert lasting["timeouts"] == {"request": "0s"}
+    assert {"/api", "/docs", "/console", "/"} <= {match["path"]["value"] for match in others["matches"]}
+    [port] = one(resources, "Service")["spec"]["ports"]
+    assert all(backend["port"] == port["port"] for rule in (lasting, others) for backend in rule["backendRefs"])
+    assert "/metrics" not in str((lasting, others))
+
+
+def test_rules_and_dashboards_are_those_of_the_stack() -> None:
+    script = DEPLOY / "components/monitoring/prometheus-rules.sh"
+    printed = subprocess.run([script], capture_output=True, text=True, check=True).stdout
+    rules = {rule["metadata"]["name"]: rule["spec"] for rule in yaml.safe_load_all(printed)}
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in (PROJECT / "docker/prometheus").glob("*.yml")}
+    assert rules == {f"hw-server-{name}": content for name, content in files.items() if "groups" in content}
+    dashboards = one(kustomize(DEPLOY / "overlays/production"), "ConfigMap", "hw-dashboards")
+    folder = PROJECT / "docker/grafana/provisioning/dashboards"
+    assert dashboards["data"] == {path.name: path.read_text() for path in folder.glob("*.json")}
+
+
+def test_a_shared_spool_takes_the_place_of_the_empty_one(tmp_path: Path) -> None:
+    deploy = os.path.relpath(DEPLOY, tmp_path)  # kustomize takes no absolute path
+    (tmp_path / "kustomization.yaml").write_text(
+        f"resources: [{deploy}/overlays/production]\ncomponents: [{deploy}/components/shared-spool]\n"
+    )
+    resources = kustomize(tmp_path)
+    volumes = one(resources, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "spool", "persistentVolumeClaim": {"claimName": "hw-spool"}} in volumes
+    for version in VERSIONS:
+        kubernetes_validate.validate(one(resources, "PersistentVolumeClaim", "hw-spool"), version, strict=True)
+
+
+def test_the_document_shows_what_is_valid() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.S)
+    assert blocks
+    for resource in (resource for block in blocks for resource in yaml.safe_load_all(block)):
+        for version in VERSIONS:
+            kubernetes_validate.validate(resource, version, strict=True)
