@@ -1,6 +1,8 @@
 """A stack and two servers for each file: other servers of a test run would relay these topics under names of their own."""
 
 import contextlib
+import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -8,7 +10,8 @@ from contextlib import AbstractContextManager
 import pytest
 
 from hw_server.embedded import Stack
-from tests.conftest import Running, free_port, run_server, run_stack, sign_in
+from hw_server.embedded.process import EmbeddedError
+from tests.conftest import Running, free_port, run_server, run_stack, sign_in, until
 from tests.notes import environment as notes
 
 Start = Callable[..., AbstractContextManager[Running]]
@@ -57,3 +60,19 @@ def two(start: Start, one: Running) -> Iterator[Running]:
 def tokens(fragile: Stack) -> dict[str, str]:
     """Access tokens of the development users."""
     return {user: str(sign_in(fragile, user)["access_token"]) for user in ("alice", "bob", "carol", "dave")}
+
+
+async def kill_valkey(stack: Stack) -> None:
+    """Returns once its port is free: the process is gone before its last thread."""
+    valkey = stack.processes["valkey"]
+    assert valkey.pid is not None
+    os.kill(valkey.pid, signal.SIGKILL)
+
+    def is_gone() -> bool:
+        try:
+            valkey.refuse_taken_port()
+        except EmbeddedError:
+            return False
+        return valkey.pid is None
+
+    await until(is_gone)

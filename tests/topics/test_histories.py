@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
 import shutil
-import signal
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +13,7 @@ from hypothesis import strategies as st
 
 from hw_server.embedded import Stack
 from tests.conftest import Running, Socket, until
+from tests.topics.conftest import kill_valkey
 
 KEPT = 5  # events, by the declaration of `short/{id}`
 PEOPLE = 3
@@ -151,10 +150,7 @@ class World:
 
     async def _restart(self, data: str) -> None:
         """Those who are there are told, in the new epoch."""
-        valkey = self._stack.processes["valkey"]
-        assert valkey.pid is not None
-        os.kill(valkey.pid, signal.SIGKILL)
-        await until(lambda: valkey.pid is None)
+        await kill_valkey(self._stack)
         if data == "lost":
             await asyncio.to_thread(shutil.rmtree, self._stack.state / "valkey")
         await asyncio.to_thread(self._stack.start_one, "valkey")

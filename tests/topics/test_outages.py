@@ -24,7 +24,7 @@ from hw_server.embedded import Stack
 from hw_server.topics.outbox import LOCK_SPACE
 from tests.conftest import Running, until
 from tests.proxy import Proxy
-from tests.topics.conftest import Start
+from tests.topics.conftest import Start, kill_valkey
 from tests.topics.follower import Follower
 
 
@@ -119,13 +119,6 @@ async def test_a_killed_valkey_loses_nothing_without_a_word(
         before = [len(follower.events) for follower in followers]
         await until(lambda: all(len(f.events) > n for f, n in zip(followers, before, strict=True)), 30)
     assert all(follower.resets for follower in followers)
-
-
-async def kill_valkey(fragile: Stack) -> None:
-    pid = fragile.processes["valkey"].pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    await until(lambda: fragile.processes["valkey"].pid is None)
 
 
 async def test_ephemeral_events_are_refused_without_redis(one: Running, alice: str, fragile: Stack) -> None:
