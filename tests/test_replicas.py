@@ -148,7 +148,7 @@ class Load:
         client = self._replicas.client(user)
         async with contextlib.AsyncExitStack() as stack:
             if stream:
-                events: EventStream | Subscription[Event | Reset] = client.events([self._topic])
+                events: EventStream | Subscription[Event | Reset] = client.events(self._topic)
                 self._streams.append(events)
             else:
                 await stack.enter_async_context(client)

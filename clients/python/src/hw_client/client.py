@@ -317,15 +317,15 @@ class Client:
 
     def events(
         self,
-        topics: Iterable[str],
+        topics: str | Iterable[str],
         *,
         last_event_id: str | None = None,
         lost: Literal["yield", "raise"] = "yield",
     ) -> EventStream:
-        """The events of several topics as one stream over HTTP (Server-Sent Events). It needs no socket: the client does
+        """The events of one or several topics as one stream over HTTP (Server-Sent Events). It needs no socket: the client does
         not have to be entered."""
         return EventStream(
-            self._url, self._token, list(topics), last_event_id, self._backoff, self._timeout,
+            self._url, self._token, [topics] if isinstance(topics, str) else list(topics), last_event_id, self._backoff, self._timeout,
             raise_resets=lost == "raise", trust_env=self._trust_env,
         )  # fmt: skip
 
