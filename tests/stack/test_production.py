@@ -251,12 +251,11 @@ async def test_a_browser_opens_the_socket_over_tls(production: Path) -> None:
 
 def administrator() -> httpx.Client:
     """By the container's own address: the administrators' side is not routed."""
-    keycloak = httpx.Client(base_url=f"http://{address('hw-keycloak', 'hw-front')}:8080")
+    url = f"http://{address('hw-keycloak', 'hw-front')}:8080"
     form = {"grant_type": "password", "client_id": "admin-cli", "username": "admin"}
     form["password"] = "keycloak_admin_password-0123456789"
-    token = keycloak.post("/realms/master/protocol/openid-connect/token", data=form).json()["access_token"]
-    keycloak.headers["Authorization"] = f"Bearer {token}"
-    return keycloak
+    token = httpx.post(f"{url}/realms/master/protocol/openid-connect/token", data=form).json()["access_token"]
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"})
 
 
 def administer(path: str, body: Any) -> None:
@@ -353,8 +352,9 @@ def test_keycloak_s_administration_is_not_routed(production: Path, path: str) ->
     connection = HTTPSConnection("127.0.0.1", context=context)  # sends the path as it is
     connection.request("GET", path, headers={"Host": "keycloak.example.org"})
     answer = connection.getresponse()
-    assert answer.status in (400, 404)
-    assert b"master" not in answer.read()
+    told = answer.read()
+    connection.close()
+    assert (answer.status, told) in ((404, b"404 page not found\n"), (400, b"Bad Request")), told[:200]
 
 
 def test_the_docker_socket_can_only_be_read_and_little_of_it(production: Path) -> None:

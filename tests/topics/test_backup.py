@@ -49,7 +49,7 @@ async def turns(server: Running, token: str) -> tuple[str, int]:
 async def take_turn(server: Running, token: str) -> None:
     _, before = await turns(server, token)
     async with server.client(token) as client:
-        assert (await client.post("/api/rooms/turns", json={"text": "x"})).status_code == 200
+        assert (await client.post("/api/rooms/turns", json={"text": "x"})).status_code == 201
 
     async def published() -> bool:
         return (await turns(server, token))[1] == before + 1
