@@ -5,7 +5,7 @@ BIN := .venv/bin
 HW := $(BIN)/hw
 
 .DEFAULT_GOAL := help
-.PHONY: help up restart down logs status clean test coverage bench check lint types format audit sbom lock venv
+.PHONY: help up restart down logs status clean test coverage coverage-report bench check lint types format audit sbom lock venv
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ test: venv ## Run all tests (ARGS="tests/authors -k create")
 coverage: venv ## Run all tests and report the branches of src/hw_server that none takes
 	@$(BIN)/coverage erase
 	@$(MAKE) --no-print-directory test COVERAGE=1
+	@$(MAKE) --no-print-directory coverage-report
+
+coverage-report: venv
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 bench: venv ## Measure against a floor in the same run
