@@ -131,6 +131,16 @@ def containers() -> dict[str, dict[str, Any]]:
     return {item["Name"].lstrip("/"): item for item in found}
 
 
+def wait_until_checked(seconds: float = 120) -> None:
+    """Until every container has had its first health check."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if "starting" not in (item["State"].get("Health", {}).get("Status") for item in containers().values()):
+            return
+        time.sleep(1)
+    raise AssertionError("a container has had no health check")
+
+
 def wait_until_routed(seconds: float = 240) -> None:
     """Until the application answers through Traefik."""
     deadline, report = time.monotonic() + seconds, None

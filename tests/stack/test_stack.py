@@ -23,6 +23,7 @@ from tests.stack.conftest import (
     run,
     sign_in,
     through_traefik,
+    wait_until_checked,
     wait_until_routed,
 )
 
@@ -35,6 +36,7 @@ NAMES = {
 
 
 def test_ten_containers_run_on_one_network() -> None:
+    wait_until_checked()
     found = containers()
     migrated = found.pop("hw-migrate")["State"]
     assert (migrated["Status"], migrated["ExitCode"]) == ("exited", 0)
