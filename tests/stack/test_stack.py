@@ -219,6 +219,6 @@ def test_zz_down_and_up_keep_the_data_and_v_removes_it() -> None:
     wait_until_routed()
     with through_traefik("api.localhost", sign_in("alice")["access_token"]) as alice:
         assert alice.get(f"/api/authors/{made['id']}").status_code == 200
-    compose(V2, "down", "-v")
+    compose(V2, "--profile", "backup", "down", "-v")
     volumes = run("docker", "volume", "ls", "-q", "--filter", "label=com.docker.compose.project=hwstack")
     assert volumes.stdout == ""
