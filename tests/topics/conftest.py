@@ -69,10 +69,12 @@ async def kill_valkey(stack: Stack) -> None:
     os.kill(valkey.pid, signal.SIGKILL)
 
     def is_gone() -> bool:
+        if valkey.pid is not None:
+            return False
         try:
             valkey.refuse_taken_port()
         except EmbeddedError:
             return False
-        return valkey.pid is None
+        return True
 
     await until(is_gone)
