@@ -33,7 +33,7 @@ def hw(fragile: Stack, environment: dict[str, str], tmp_path: Path) -> Hw:
 
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hw_server.cli", *arguments]
-        variables = {**environment, **own, **settings}
+        variables = {**os.environ, **environment, **own, **settings}
         return subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, check=False)
 
     return run
