@@ -1,6 +1,8 @@
 """A real browser for the API page and the console: Debian's Chromium, headless."""
 
-from playwright.sync_api import Browser, Page
+from contextlib import suppress
+
+from playwright.sync_api import Browser, Error, Page
 
 
 def sign_in_and_ask(
@@ -33,7 +35,8 @@ def sign_in_and_ask(
 def log_in(window: Page, user: str) -> None:
     window.fill("input[name=username]", user)
     window.fill("input[name=password]", user)
-    window.press("input[name=password]", "Enter")
+    with suppress(Error):  # a popup may be closed before the key is let go
+        window.press("input[name=password]", "Enter")
 
 
 def open_console(browser: Browser, url: str, user: str) -> Page:

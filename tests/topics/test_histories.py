@@ -26,7 +26,6 @@ step = st.one_of(
     st.tuples(st.just("come"), person),
     st.tuples(st.just("come"), person),
     st.tuples(st.just("go"), person),
-    st.tuples(st.just("break the feeds"), st.just(0)),
     st.tuples(st.just("forget history"), st.just(0)),
 )
 # A restart takes two seconds, so there is at most one in a history.
@@ -55,7 +54,6 @@ class World:
         self._epoch = ""
         self._texts: dict[int, str] = {}
         self._oldest = 1
-        self._broken = False  # feeds were, and may be while events are published
 
     @property
     def _top(self) -> int:
@@ -97,14 +95,10 @@ class World:
         return response.json() if response.status_code == 200 else {"epoch": self._epoch, "offset": -1}
 
     async def _hears(self, person: Person, count: int) -> None:
-        """The next events, each once and in order, and nothing else; or that more were missed than the history keeps."""
+        """The next events, each once and in order, and nothing else."""
         assert person.socket is not None
         while count > 0:
             message = await person.socket.read()
-            if self._broken and count > KEPT and message["method"] == "topic.reset":
-                assert message["params"] == {"topic": self._topic, "epoch": self._epoch, "offset": self._top}
-                person.offset = self._top
-                return
             assert message["method"] in ("topic.event", "topic.events"), message
             events = message["params"].get("events", [message["params"]])
             self._takes(person, message["params"]["epoch"], events)
@@ -143,11 +137,6 @@ class World:
         person = self._people[number]
         await person.leaving.aclose()
         person.socket = None
-
-    async def _break_the_feeds(self, _: int) -> None:
-        async with aioredis.from_url(self._stack.environment()["HW_REDIS__URL"]) as redis:
-            await redis.client_kill_filter(_type="pubsub", skipme=True)
-        self._broken = True
 
     async def _forget_history(self, _: int) -> None:
         async with aioredis.from_url(self._stack.environment()["HW_REDIS__URL"]) as redis:
