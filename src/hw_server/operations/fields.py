@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, datetime
 from typing import Annotated, Any
 
@@ -22,11 +23,9 @@ def _written_as(form: str, parse: Callable[[str], date], kind: str, example: str
     def parsed(value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        try:
+        with suppress(ValueError):  # February 30 matches
             if matches(value):
                 return parse(value.upper())
-        except ValueError:
-            pass  # as for February 30
         words = {"kind": kind, "example": example}
         raise PydanticCustomError(f"{kind}_parsing", "Input should be a {kind} such as {example}", words)
 
