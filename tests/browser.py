@@ -2,14 +2,12 @@
 
 from contextlib import suppress
 
-from playwright.sync_api import Browser, Error, Page
+from playwright.sync_api import Browser, Error, Locator, Page
 
 
-def sign_in_and_ask(
-    browser: Browser, url: str, user: str, operation: str = "me.get", told: list[str] | None = None
-) -> str:
-    """Signs in on the API page, calls an operation there, and gives back what the page shows. `told` takes what the browser
-    has to say of the page, such as what its policy forbids."""
+def execute(browser: Browser, url: str, user: str, operation: str = "me.get", told: list[str] | None = None) -> Locator:
+    """Signs in on the API page, executes an operation there, and gives back the table of its responses. `told` takes what the
+    browser has to say of the page, such as what its policy forbids."""
     page = browser.new_page()
     if told is not None:
         page.on("console", lambda message: told.append(message.text))
@@ -27,9 +25,12 @@ def sign_in_and_ask(
     block = page.locator(f"[id='{name}']")
     block.locator("button.opblock-summary-control").click()
     block.locator("button.execute").click()
-    return block.locator(
-        ".live-responses-table .response .highlight-code, .live-responses-table .microlight"
-    ).first.inner_text()
+    return block.locator(".live-responses-table .response")
+
+
+def sign_in_and_ask(browser: Browser, url: str, user: str, told: list[str] | None = None) -> str:
+    """What the API page shows as the answer to `me.get`."""
+    return execute(browser, url, user, told=told).locator(".highlight-code, .microlight").first.inner_text()
 
 
 def log_in(window: Page, user: str) -> None:
