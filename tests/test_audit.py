@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import fcntl
 import getpass
 import json
 import os
+import signal
 import socket
 import stat
 import uuid
@@ -442,6 +444,29 @@ async def test_spooled_rows_are_for_the_server_alone(serve: Serve, stack: Stack,
         spill = tmp_path / "spill"
         [segment] = await until(lambda: list(spill.iterdir()) if spill.exists() else [])
         assert [stat.S_IMODE(path.stat().st_mode) for path in (spill, segment)] == [0o700, 0o600]
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[Callable[[], bool]]:
+    """A file whose opener waits, as on a slow disk, until this ends (or Linux has enough of it, after 45 seconds); the function
+    says whether one waits."""
+    path.touch()
+    with path.open() as file:
+        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # which nobody minds
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield lambda: fcntl.fcntl(file, fcntl.F_GETLEASE) != fcntl.F_WRLCK
+
+
+async def test_a_slow_disk_keeps_no_request_waiting(serve: Serve, token: Token, tmp_path: Path) -> None:
+    spill = tmp_path / "spill"
+    spill.mkdir()
+    with serve(HW_AUDIT__SPILL_DIR=str(spill)) as running, held(tmp_path / "segment") as opened:
+        async with running.client(token("alice")) as client:
+            assert (await client.get("/api/notes")).status_code == 200
+            (tmp_path / "segment").rename(spill / "0.ndjson")
+            await until(opened)
+            assert [(await client.get("/api/notes")).status_code for _ in range(20)] == [200] * 20
+        assert (spill / "0.ndjson").exists()
 
 
 async def test_a_commit_without_an_answer_is_told_as_such(

@@ -1,5 +1,6 @@
 """What clients may send over the socket: an error or a named close, never a hanging socket."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
@@ -122,6 +123,14 @@ async def test_a_process_holds_only_so_many_sockets(serve: Serve, token: Token) 
             async with running.socket(token("bob")) as third:
                 assert (await third.call("me.get"))["result"]["username"] == "bob"
         assert await ended(running, "unavailable") == 1
+
+
+async def test_sockets_that_arrive_together_get_no_more_places(serve: Serve, token: Token) -> None:
+    with serve(HW_WS__MAX_CONNECTIONS="2") as running:
+        async with contextlib.AsyncExitStack() as sockets:
+            arriving = [sockets.enter_async_context(running.socket(token("alice"))) for _ in range(20)]
+            results = await asyncio.gather(*arriving, return_exceptions=True)
+    assert len([result for result in results if not isinstance(result, websockets.InvalidStatus)]) == 2
 
 
 async def test_no_sign_in_closes(serve: Serve) -> None:

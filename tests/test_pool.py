@@ -22,8 +22,10 @@ from hw_server.errors import Conflict, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.settings import load
 from tests.conftest import Serve, free_port, run_server, run_stack, until
+from tests.proxy import Proxy
 
 PID = "SELECT pg_backend_pid()"
+CANCEL_REQUEST = (80877102).to_bytes(4, "big")
 REJECTED = "FATAL:  the database system is not accepting connections"
 
 
@@ -136,6 +138,32 @@ async def test_a_stopped_pool_refuses_those_who_wait(stack: Stack) -> None:
         await db.stop(timeout=0)
         answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 20)
     assert [type(answer) for answer in answers] == [Unavailable] * 3
+
+
+async def abandon(db: Database) -> None:
+    """A statement whose client goes away."""
+    task = asyncio.current_task()
+    assert task is not None
+    async with db.read() as connection:
+        asyncio.get_running_loop().call_later(0.1, task.cancel)
+        await connection.execute("SELECT pg_sleep(10)")
+
+
+async def test_there_are_no_more_cancellations_than_connections(stack: Stack) -> None:
+    """Even while PostgreSQL is slow to take them; each needs a connection of its own."""
+    with Proxy.running(stack.ports.postgres) as proxy:
+        proxy.hold_at = CANCEL_REQUEST
+        url = stack.environment()["HW_DATABASE__URL"].replace(f":{stack.ports.postgres}/", f":{proxy.port}/")
+        async with pool(stack, HW_DATABASE__URL=url, HW_DATABASE__POOL_MAX="2") as db:
+            abandoned = asyncio.gather(*(abandon(db) for _ in range(6)), return_exceptions=True)
+            most = 0
+            while not abandoned.done():
+                open_ = [
+                    item for item in psutil.Process().net_connections() if item.raddr and item.raddr.port == proxy.port
+                ]
+                most = max(most, len(open_))
+                await asyncio.sleep(0.01)
+    assert 2 < most <= 4
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from hw_server.db.migrations import ADVISORY_LOCK
 from hw_server.embedded import Stack
 from tests.conftest import Running, Serve, until
 from tests.provider import Provider
+from tests.proxy import Proxy
 
 Token = Callable[[str], str]
 HEALTH = ("/health", "/health/ready")
@@ -254,6 +255,19 @@ async def test_shutdown_is_graceful(serve: Serve, token: Token, database: asyncp
     query = "SELECT count(*) FROM user_actions WHERE request_id = $1"
     assert await database.fetchval(query, response.headers["x-request-id"]) == 1
     assert running.log()[-1]["event"] == "stopped"
+
+
+async def test_a_socket_that_arrives_during_the_drain_is_told(serve: Serve, stack: Stack, token: Token) -> None:
+    with Proxy.running(stack.ports.redis) as proxy:
+        settings = {"HW_REDIS__URL": f"redis://127.0.0.1:{proxy.port}", "HW_REDIS__TIMEOUT": "10"}
+        with serve(**settings) as running:
+            proxy.hold_at = b":sockets:"
+            arriving = asyncio.create_task(running.socket(token("alice")).__aenter__())
+            await until(proxy.held.is_set)
+            running.process.send_signal(signal.SIGTERM)
+            await until(lambda: [line for line in running.log() if line["event"] == "closing_sockets"])
+            proxy.release.set()
+            assert await (await arriving).closed() == (1001, "going_away")
 
 
 async def draining(client: httpx.AsyncClient, path: str) -> httpx.Response | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import websockets
 
-from tests.conftest import Running
+from tests.conftest import Running, Socket
 
 
 class Follower:
@@ -92,3 +92,8 @@ class Follower:
         for (epoch, offset), (next_epoch, next_offset) in pairwise(seen):
             assert next_epoch != epoch or next_offset > offset
             assert next_epoch != epoch or next_offset == offset + 1 or self.resets
+
+
+async def subscribed(socket: Socket, **params: Any) -> Any:
+    """What `topic.subscribe` answers; None where it is refused."""
+    return (await socket.call("topic.subscribe", **params)).get("result")

@@ -25,7 +25,7 @@ from hw_server.topics.outbox import LOCK_SPACE
 from tests.conftest import Running, until
 from tests.proxy import Proxy
 from tests.topics.conftest import Start, kill_valkey
-from tests.topics.follower import Follower
+from tests.topics.follower import Follower, subscribed
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +170,25 @@ async def test_a_blackholed_feed_is_noticed_and_repaired(
             await until(lambda: set(writers.said[:100]) <= set(followers[1].texts))
         assert [line for line in behind.log() if line["event"] == "topic_feed_broken"]
     assert [follower.resets for follower in followers] == [0, 0]
+
+
+async def test_a_client_from_a_quicker_process_has_missed_nothing(
+    one: Running, alice: str, fragile: Stack, start: Start
+) -> None:
+    with (
+        Proxy.running(fragile.ports.redis) as proxy,
+        start(HW_REDIS__URL=f"redis://127.0.0.1:{proxy.port}") as behind,
+    ):
+        async with one.socket(alice) as here, behind.socket(alice) as there, behind.socket(alice) as client:
+            for socket in (here, there):
+                assert "result" in await socket.call("topic.subscribe", topic="rooms/14")
+            proxy.swallow()
+            async with one.client(alice) as writer:
+                assert (await writer.post("/api/rooms/14/words", json={"text": "x"})).status_code == 201
+            event = (await here.read())["params"]
+            since = {"epoch": event["epoch"], "offset": event["offset"]}
+            result = await until(lambda: subscribed(client, topic="rooms/14", recover=since))
+    assert (result["recovered"], result["offset"], result["events"]) == (True, event["offset"], [])
 
 
 async def test_two_sessions_that_change_one_row_are_in_order(one: Running, two: Running, alice: str) -> None:

@@ -33,6 +33,7 @@ RECENT_BYTES = 262_144  # of one topic
 READS = 5  # of the history for one subscription, which ends each time behind what came meanwhile
 MAX_RECOVERED = 524_288  # bytes of events that one subscription recovers
 REPAIRS = 16  # at the same time
+REPAIR_WAIT = 5.0  # seconds that a client waits for one
 
 Events = Sequence[tuple[int, bytes]]  # (offset, JSON), in order
 
@@ -57,7 +58,7 @@ class Channel:
 
     __slots__ = (
         "checked", "early", "epoch", "joining", "key", "live", "name", "offset", "pins", "receivers", "recent",
-        "recent_bytes", "repairing", "streams", "topic", "topic_json", "unused_since",
+        "recent_bytes", "repairing", "settled", "streams", "topic", "topic_json", "unused_since",
     )  # fmt: skip
 
     def __init__(self, topic: Topic[Any], name: str, key: bytes) -> None:
@@ -73,6 +74,7 @@ class Channel:
         self.receivers: set[WebSocketConnection] = set()
         self.live = False  # whether the position is known
         self.repairing = False
+        self.settled = asyncio.Event()  # not while it is repaired
         self.early: list[tuple[str, int, bytes]] = []  # heard while joining or repairing
         self.joining: asyncio.Task[None] | None = None
         self.pins = 0  # subscriptions under way
@@ -180,7 +182,9 @@ class Broker:
         time share one read of the history."""
         for _ in range(READS):
             if since.epoch != channel.epoch or since.offset > channel.offset:
-                return None
+                if not await self._was_behind(channel):
+                    return None
+                continue
             events = channel.since(since.offset)
             if events is None:
                 history = await self._history(channel, since.offset + 1)
@@ -195,6 +199,20 @@ class Broker:
                 events += later
             return events if sum(len(data) + OVERHEAD for _, data in events) <= MAX_RECOVERED else None
         return None
+
+    async def _was_behind(self, channel: Channel) -> bool:
+        """A client that is ahead may come from a process that heard more. Returns whether there was more to hear, once it was."""
+        stored = await self._store.read(channel.name)
+        if stored.epoch == channel.epoch and stored.offset <= channel.offset:
+            return False
+        if not channel.repairing:
+            self._start_repair(channel)
+        try:
+            async with asyncio.timeout(REPAIR_WAIT):
+                await channel.settled.wait()
+        except TimeoutError:
+            raise Unavailable("the topic's history cannot be read") from None
+        return True
 
     async def _history(self, channel: Channel, first: int) -> list[tuple[int, bytes]]:
         shared = self._reads.get(channel.key)
@@ -361,6 +379,7 @@ class Broker:
 
     def _start_repair(self, channel: Channel) -> None:
         channel.repairing = True
+        channel.settled.clear()
         task = asyncio.create_task(self._repair(channel), name="topic-repair")
         self._repairs.add(task)
         task.add_done_callback(self._repairs.discard)
@@ -377,6 +396,7 @@ class Broker:
                 await self._read_missing(channel)
             elif not channel.early:
                 channel.repairing = False
+                channel.settled.set()
                 return
 
     async def _read_missing(self, channel: Channel) -> None:

@@ -15,6 +15,7 @@ from hw_server.observability.metrics import Metrics
 from hw_server.operations import AuditTrail, Call, FailureLimit, action_row
 from hw_server.ratelimit import Rate
 from hw_server.settings import Settings
+from hw_server.ws.codes import CloseCode
 from hw_server.ws.connection import MAX_REFUSALS, Handle, WebSocketConnection
 from hw_server.ws.hub import Hub
 from hw_server.ws.protocol import PROTOCOL
@@ -68,6 +69,7 @@ class WebSocketEndpoint:
         connection = WebSocketConnection(
             self._handle, self._settings, self._messages, self._sent, protocol, call.client_ip, call.user_agent
         )
+        self._hub.arriving += 1
         try:
             async with asyncio.timeout(self._timeout):
                 await self._admit(scope, call, connection)
@@ -77,10 +79,14 @@ class WebSocketEndpoint:
         except DomainError as refusal:
             await self._refuse(refusal, call, scope, receive, send)
             return
+        finally:
+            self._hub.arriving -= 1
         self._hub.add(connection)
         try:
             await send({"type": "websocket.accept"})
             protocol.deliver_to(connection)
+            if self._hub.draining:
+                connection.close(CloseCode.GOING_AWAY)  # admitted before, and not among those that the drain closes
             await receive()
         finally:
             await self._hub.remove(connection)

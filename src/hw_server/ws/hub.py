@@ -41,10 +41,12 @@ class Hub:
         self.connections: set[WebSocketConnection] = set()
         self.on_removed: list[Callable[[WebSocketConnection], None]] = []
         self.draining = False
+        self.arriving = 0  # handshakes that are being decided
 
     @property
     def full(self) -> bool:
-        return len(self.connections) >= self._settings.max_connections
+        """Whether there is no place for one that arrives, itself counted."""
+        return len(self.connections) + self.arriving > self._settings.max_connections
 
     def add(self, connection: WebSocketConnection) -> None:
         self.connections.add(connection)
@@ -132,7 +134,7 @@ class Hub:
         closed = 0
         while not drain.over:
             open_ = [connection for connection in self.connections if not connection.closed]
-            if not open_:
+            if not open_ and not self.arriving:
                 return
             for connection in [item for item in open_ if not item.busy][: max(0, drain.due() - closed)]:
                 connection.close(CloseCode.GOING_AWAY)
