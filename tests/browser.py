@@ -12,7 +12,12 @@ def execute(browser: Browser, url: str, user: str, operation: str = "me.get", to
     if told is not None:
         page.on("console", lambda message: told.append(message.text))
     page.goto(f"{url}/docs")
-    page.click("button.authorize")
+    page.wait_for_selector(".opblock")
+    for _ in range(3):  # a click while the page is being built may be lost
+        page.click("button.authorize")
+        with suppress(Error):
+            page.wait_for_selector(".modal-ux input[type=checkbox]", state="attached", timeout=5_000)
+            break
     page.check(".modal-ux input[type=checkbox]", force=True)
     with page.expect_popup() as opening:
         page.click(".modal-ux button.authorize")

@@ -181,13 +181,13 @@ async def test_a_client_from_a_quicker_process_has_missed_nothing(
     ):
         async with one.socket(alice) as here, behind.socket(alice) as there, behind.socket(alice) as client:
             for socket in (here, there):
-                assert "result" in await socket.call("topic.subscribe", topic="rooms/14")
+                assert "result" in await socket.call("topic.subscribe", topic="rooms/24")
             proxy.swallow()
             async with one.client(alice) as writer:
-                assert (await writer.post("/api/rooms/14/words", json={"text": "x"})).status_code == 201
+                assert (await writer.post("/api/rooms/24/words", json={"text": "x"})).status_code == 201
             event = (await here.read())["params"]
             since = {"epoch": event["epoch"], "offset": event["offset"]}
-            result = await until(lambda: subscribed(client, topic="rooms/14", recover=since))
+            result = await until(lambda: subscribed(client, topic="rooms/24", recover=since))
     assert (result["recovered"], result["offset"], result["events"]) == (True, event["offset"], [])
 
 
