@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -157,13 +157,17 @@ async def _waiting(fragile: Stack) -> int:
         await connection.close()
 
 
+@contextlib.contextmanager
+def behind_a_proxy(start: Start, fragile: Stack) -> Iterator[tuple[Running, Proxy]]:
+    """A server that reaches Redis through a proxy."""
+    with Proxy.running(fragile.ports.redis) as proxy, start(HW_REDIS__URL=f"redis://127.0.0.1:{proxy.port}") as running:
+        yield running, proxy
+
+
 async def test_a_blackholed_feed_is_noticed_and_repaired(
     one: Running, alice: str, fragile: Stack, start: Start
 ) -> None:
-    with (
-        Proxy.running(fragile.ports.redis) as proxy,
-        start(HW_REDIS__URL=f"redis://127.0.0.1:{proxy.port}") as behind,
-    ):
+    with behind_a_proxy(start, fragile) as (behind, proxy):
         async with busy(one, behind, alice, 12) as (writers, followers):
             proxy.swallow()
             await writers.more(100)
@@ -175,13 +179,10 @@ async def test_a_blackholed_feed_is_noticed_and_repaired(
 async def test_a_client_from_a_quicker_process_has_missed_nothing(
     one: Running, alice: str, fragile: Stack, start: Start
 ) -> None:
-    with (
-        Proxy.running(fragile.ports.redis) as proxy,
-        start(HW_REDIS__URL=f"redis://127.0.0.1:{proxy.port}") as behind,
-    ):
+    with behind_a_proxy(start, fragile) as (behind, proxy):
         async with one.socket(alice) as here, behind.socket(alice) as there, behind.socket(alice) as client:
-            for socket in (here, there):
-                assert "result" in await socket.call("topic.subscribe", topic="rooms/24")
+            await until(lambda: subscribed(here, topic="rooms/24"))
+            await until(lambda: subscribed(there, topic="rooms/24"))  # its feed may still be connecting
             proxy.swallow()
             async with one.client(alice) as writer:
                 assert (await writer.post("/api/rooms/24/words", json={"text": "x"})).status_code == 201

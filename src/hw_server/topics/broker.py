@@ -58,7 +58,7 @@ class Channel:
 
     __slots__ = (
         "checked", "early", "epoch", "joining", "key", "live", "name", "offset", "pins", "receivers", "recent",
-        "recent_bytes", "repairing", "settled", "streams", "topic", "topic_json", "unused_since",
+        "recent_bytes", "settled", "streams", "topic", "topic_json", "unused_since",
     )  # fmt: skip
 
     def __init__(self, topic: Topic[Any], name: str, key: bytes) -> None:
@@ -73,12 +73,15 @@ class Channel:
         self.streams: dict[Stream, None] = {}
         self.receivers: set[WebSocketConnection] = set()
         self.live = False  # whether the position is known
-        self.repairing = False
-        self.settled = asyncio.Event()  # not while it is repaired
+        self.settled = asyncio.Event()  # not while it joins or is repaired
         self.early: list[tuple[str, int, bytes]] = []  # heard while joining or repairing
         self.joining: asyncio.Task[None] | None = None
         self.pins = 0  # subscriptions under way
         self.unused_since = self.checked = time.monotonic()
+
+    @property
+    def repairing(self) -> bool:
+        return not self.settled.is_set()
 
     @property
     def conflates(self) -> bool:
@@ -174,7 +177,7 @@ class Broker:
                     await self._feed.unsubscribe(channel.key.decode())
             raise
         channel.epoch, channel.offset = stored.epoch, stored.offset
-        channel.live = channel.repairing = True
+        channel.live = True
         await self._settle(channel)
 
     async def missed(self, channel: Channel, since: Position) -> list[tuple[int, bytes]] | None:
@@ -378,7 +381,6 @@ class Broker:
                 self._start_repair(channel)
 
     def _start_repair(self, channel: Channel) -> None:
-        channel.repairing = True
         channel.settled.clear()
         task = asyncio.create_task(self._repair(channel), name="topic-repair")
         self._repairs.add(task)
@@ -395,7 +397,6 @@ class Broker:
             if not await self._take(channel, heard):
                 await self._read_missing(channel)
             elif not channel.early:
-                channel.repairing = False
                 channel.settled.set()
                 return
 
