@@ -4,12 +4,30 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import PROJECT
 from tests.shell import Shell
+
+INTERRUPTED_IN_A_FINALIZER = """
+import time
+from hw_server import cli
+
+class Slow:
+    def __del__(self):
+        print("now", flush=True)
+        time.sleep(0.5)
+
+def work():
+    Slow()
+    time.sleep(20)
+
+cli.app = work
+cli.main()
+"""
 
 
 def make(*arguments: str, folder: Path = PROJECT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -54,6 +72,17 @@ def test_ctrl_c_says_what_still_runs() -> None:
         assert make("up", f"ARGS={ports}", HW_STATE=str(shell.state)).returncode == 0
         told = interrupted("started", "logs", HW_STATE=str(shell.state))
         assert "still running: postgresql, valkey, nanoidp, hw-server" in told
+
+
+def test_ctrl_c_is_not_lost_in_a_finalizer() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED_IN_A_FINALIZER], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=15)
+    assert (process.returncode, told) == (130, "")
 
 
 def test_an_interrupted_venv_is_not_complete(copy: Path) -> None:

@@ -51,6 +51,7 @@ class Server(uvicorn.Server):
         self._timeout = settings.http.shutdown_timeout * CALLS_SHARE
         application = create_app(settings, load_features(settings.features), self._fail)
         self._lifecycle = application.lifecycle
+        self._workers = application.metrics.workers
         super().__init__(
             uvicorn.Config(
                 application.asgi,
@@ -92,6 +93,7 @@ class Server(uvicorn.Server):
             self._parent.setblocking(False)
             asyncio.get_running_loop().add_reader(self._parent, self._orphaned)
             self._beat(self._parent)
+        self._workers.set(1)
 
     def _beat(self, parent: socket.socket) -> None:
         # Where nobody reads, as after a stop of the parent, the buffer is full: signs of life enough.

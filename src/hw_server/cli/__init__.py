@@ -1,5 +1,6 @@
 """The command `hw`, one file per group of commands."""
 
+import signal
 import sys
 from typing import Annotated
 
@@ -50,7 +51,17 @@ def options(
     """Run and manage hw-server."""
 
 
+def _interrupt_again(dropped: "sys.UnraisableHookArgs") -> None:
+    """A Ctrl-C that reached a finalizer, where Python drops every exception, comes again once that has ended."""
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(dropped)
+
+
 def main() -> None:
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = _interrupt_again
     try:
         app()
     except KeyboardInterrupt:

@@ -107,8 +107,7 @@ class Metrics:
             "event_loop_lag_seconds",
             "How much later than due the event loop of a worker turns, looked at four times a second.",
         )
-        self.workers = gauge("hw_workers", "Worker processes alive.")
-        self.workers.set(1)
+        self.workers = gauge("hw_workers", "Worker processes that serve.")
 
     def expose(self) -> bytes:
         """Prometheus text; of all workers where several share a folder."""
