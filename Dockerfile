@@ -1,5 +1,5 @@
 # hw-server. Two stages: packages are built into /opt/venv once per change of requirements, the result has no tools.
-ARG PYTHON_IMAGE=python:3.13-slim
+ARG PYTHON_IMAGE=python:3.13.11-slim
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /build
