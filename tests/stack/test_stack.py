@@ -73,6 +73,24 @@ async def test_the_socket_opens_through_traefik() -> None:
         assert json.loads(await socket.recv())["result"]["username"] == "bob"
 
 
+async def test_an_event_stream_stays_open_and_uncompressed() -> None:
+    headers = {"Host": "api.localhost", "Authorization": f"Bearer {sign_in('alice')['access_token']}"}
+    name, beats = str(uuid.uuid4()), 0
+    async with (
+        httpx.AsyncClient(base_url="http://127.0.0.1", headers=headers, timeout=30) as client,
+        client.stream("GET", "/api/topics/events?topic=authors", headers={"Accept-Encoding": "gzip"}) as stream,
+    ):
+        assert (stream.status_code, stream.headers.get("content-encoding")) == (200, None)
+        lines, opened = stream.aiter_lines(), time.monotonic()
+        while time.monotonic() < opened + 90:
+            beats += (await anext(lines)).startswith(":")
+        assert beats >= 3
+        assert (await client.post("/api/authors", json={"name": name})).status_code == 201
+        async with asyncio.timeout(20):
+            while name not in await anext(lines):
+                pass
+
+
 def test_a_browser_signs_in_on_the_api_page(browser: Browser) -> None:
     """Browsers resolve `*.localhost` by themselves."""
     assert '"username": "alice"' in sign_in_and_ask(browser, "http://api.localhost", "alice")
