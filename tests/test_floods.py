@@ -1,6 +1,7 @@
 """One client cannot hurt the others: what it may have in bytes, frames, calls and rows. Counts and codes, never times."""
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
@@ -176,6 +177,21 @@ async def locked(database: asyncpg.Connection) -> asyncpg.transaction.Transactio
 
 def lists(number: int) -> bytes:
     return b"".join(frame(TEXT, call("notes.list", index)) for index in range(number))
+
+
+async def test_connections_have_a_limit(serve: Serve) -> None:
+    with serve(HW_HTTP__MAX_CONNECTIONS="30") as running:
+        with contextlib.ExitStack() as opened:
+            clients = [opened.enter_context(RawClient(running.url)) for _ in range(80)]
+            answers = [client.rest() for client in clients[40:]]
+            assert {answer.partition(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 503 Service Unavailable"}
+
+        async def alive() -> bool:
+            async with running.client() as client:
+                return (await client.get("/health/live")).status_code == 200
+
+        await until(alive)
+    assert [line for line in running.log() if line["level"] == "error"] == []
 
 
 async def test_one_user_leaves_connections_to_others(

@@ -80,6 +80,9 @@ class HttpSettings(Group):
         description="Host names answered, comma separated; empty answers any. `*.example.org` matches subdomains.",
     )
     cors_origins: Names = Field((), description="Browser origins allowed to call the API, comma separated.")
+    max_connections: int = Field(
+        25_000, ge=1, description="Open TCP connections at most, sockets included, per worker; more get a 503."
+    )
     header_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the headers of a request, seconds.")
     max_header_bytes: int = Field(
         65_536, ge=1024, description="Largest headers of a request that come in several segments, bytes."

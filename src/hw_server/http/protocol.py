@@ -31,6 +31,7 @@ BAD_REQUEST = _answer(b"400 Bad Request")
 TIMEOUT = _answer(b"408 Request Timeout")
 TOO_LARGE = _answer(b"431 Request Header Fields Too Large")
 BAD_VERSION = _answer(b"505 HTTP Version Not Supported")
+TOO_MANY = _answer(b"503 Service Unavailable")
 
 
 def _send_without_chunks(cycle: RequestResponseCycle) -> None:
@@ -94,6 +95,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.flow = PipelineFlow(transport)
+        if len(self.connections) > self._settings.max_connections:
+            transport.write(TOO_MANY)
+            self._close("too_many")
+            return
         self._timer = self.loop.call_later(self._settings.header_timeout, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -40,7 +40,9 @@ class Metrics:
             "http_refused_headers_total", "Connections closed over request headers: late or too_large.", "reason"
         )
         self.http_closed = counter(
-            "http_connections_closed_total", "Connections closed by the server: invalid, body or unread.", "reason"
+            "http_connections_closed_total",
+            "Connections closed by the server: invalid, body, unread or too_many.",
+            "reason",
         )
 
         # Not `ws_connections`: a counter's family name is its name without `_total`, and two families may not share one.
