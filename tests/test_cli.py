@@ -92,16 +92,29 @@ async def test_audit_lists_rows(shell: Shell) -> None:
     assert shell.run("audit", "list", "--outcome", "odd").returncode == 2
 
 
+def unread(shell: Shell, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """With an output that nobody reads, as of `hw ... | head` once that has ended."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "hw_server.cli", *arguments]
+    environment = {**os.environ, "HW_STATE": str(shell.state)}
+    told = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, cwd=PROJECT, check=False)
+    os.close(writer)
+    return told
+
+
 def test_audit_ends_quietly_where_nobody_reads(shell: Shell) -> None:
     shell.up()
     shell.get("/api/me", shell.token("bob"))
-    reader, writer = os.pipe()
-    os.close(reader)
-    environment = {**os.environ, "HW_STATE": str(shell.state)}
-    command = [sys.executable, "-m", "hw_server.cli", "audit", "list"]
-    told = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, cwd=PROJECT, check=False)
-    os.close(writer)
-    assert told.stderr == b""
+    assert unread(shell, "audit", "list").stderr == b""
+
+
+def test_up_goes_on_where_nobody_reads(shell: Shell) -> None:
+    shell.up()
+    shell.run("down", "nanoidp")
+    told = unread(shell, "up", *(part for pair in shell.ports.items() for part in pair))
+    assert (told.returncode, told.stderr) == (0, b"")
+    assert shell.status()["nanoidp"]["state"] == "running"
 
 
 async def test_sessions_end(shell: Shell) -> None:

@@ -494,7 +494,10 @@ def _interrupted(state: Path) -> NoReturn:
 
 
 def _say(line: str) -> None:
-    typer.echo(f"  {line}")
+    try:
+        typer.echo(f"  {line}")
+    except BrokenPipeError:  # `hw up | head`: what was begun is ended, unseen
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _seed(stack: "Stack") -> None:
