@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.browser import execute, sign_in_and_ask
-from tests.conftest import Running, Serve
+from tests.conftest import Running, Serve, until
 
 
 def test_signs_in_with_nanoidp(local: Running, browser: Browser) -> None:
@@ -50,6 +50,16 @@ def test_pages_can_be_switched_off(serve: Serve, off: str) -> None:
     with serve(**{off: "false"}) as running:
         for name, paths in pages.items():
             assert {httpx.get(f"{running.url}{path}").status_code for path in paths} == {404 if name == off else 200}
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/openrpc.json", "/asyncapi.json"])
+async def test_a_document_counts_under_its_path(server: Running, path: str) -> None:
+    mine = uuid.uuid4().hex
+    async with server.client() as client:
+        response = await client.get(path, headers={"X-Request-ID": mine})
+    assert response.headers["content-type"] == "application/json"
+    [line] = await until(lambda: server.lines_of(mine))
+    assert line["route"] == path
 
 
 async def test_methods_are_named_to_nobody_unknown_without_documents(

@@ -137,7 +137,7 @@ def create_app(
     # A redirect of `/things/` to `/things` would send the client to the host name that it gave itself in `Host`.
     api = FastAPI(
         title="hw-server",
-        openapi_url="/openapi.json" if settings.http.docs else None,
+        openapi_url=None,
         version=__version__,
         lifespan=lifespan,
         docs_url=None,

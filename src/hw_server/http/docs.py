@@ -4,12 +4,14 @@ import hashlib
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html, get_swagger_ui_oauth2_redirect_html
 from fastapi.responses import HTMLResponse, Response
 from fastapi.security import OpenIdConnect
+from pydantic_core import to_json
 from starlette.staticfiles import StaticFiles
 
 from hw_server.auth.jwks import SigningKeys
@@ -82,8 +84,8 @@ def add_documents(app: FastAPI, settings: OidcSettings, others: Mapping[str, Cal
         headers = {"Content-Security-Policy": policy, "Cross-Origin-Opener-Policy": "unsafe-none"}
         return HTMLResponse(page, headers=headers)
 
-    for path, describe in others.items():
-        app.get(path, include_in_schema=False)(_document(describe))
+    for path, describe in {"/openapi.json": lambda: to_json(app.openapi()), **others}.items():
+        app.get(path, include_in_schema=False)(_document(cache(describe)))
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
