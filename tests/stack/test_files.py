@@ -112,6 +112,13 @@ def test_alloy_takes_replicas_by_their_service(container: str, service: str, lab
         assert named.group(1) == label
 
 
+def test_a_drain_outlasts_the_proxy_s_interval() -> None:
+    replicas = (DOCKER / "docker-compose.replicas.yml").read_text()
+    [delay] = re.findall(r'HW_HTTP__DRAIN_DELAY: "(\d+)"', replicas)
+    [interval, timeout] = re.findall(r'healthcheck\.(?:interval|timeout): "(\d+)s"', replicas)
+    assert int(delay) > int(interval) + int(timeout)
+
+
 def test_production_names_every_place_to_return_to() -> None:
     """What a wildcard lets in, a page of somebody else's below the same name takes the code from."""
     realm = json.loads((DOCKER / "keycloak/hw-realm.production.json").read_text())

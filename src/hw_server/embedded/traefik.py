@@ -32,6 +32,7 @@ def spec(state: Path, port: int, api_port: int, servers: Sequence[int]) -> Proce
             "--entryPoints.web.transport.lifeCycle.graceTimeOut=2s",
             f"--entryPoints.traefik.address=127.0.0.1:{api_port}",
             "--api.insecure=true",
+            "--metrics.prometheus=true",
             f"--providers.file.filename={folder}/routes.yml",
             "--providers.file.watch=false",
             "--log.level=ERROR",
