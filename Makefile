@@ -31,7 +31,7 @@ clean: venv ## Stop everything and remove the data (asks first)
 	@$(HW) clean
 
 test: venv ## Run all tests (ARGS="tests/authors -k create")
-	@$(BIN)/$(if $(COVERAGE),coverage run,python) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/$(if $(COVERAGE),coverage run,python) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 coverage: venv ## Run all tests and report the branches of src/hw_server that none takes
 	@$(BIN)/coverage erase

@@ -48,6 +48,14 @@ _BLOCK = range(10_000 + _WORKER % 10 * 2_000, 12_000 + _WORKER % 10 * 2_000, 2)
 _ports = cycle([*_BLOCK[os.getpid() % 1_000 :], *_BLOCK[: os.getpid() % 1_000]])
 
 
+# Minutes each: begun last, one of them would run alone.
+_LONGEST = ("test_schemathesis.py", "test_edit_loop.py", "test_new.py", "test_outages.py", "test_keycloak.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
 def free_port() -> int:
     """A port on which nothing listens, and which no other test is given."""
     return next(port for port in _ports if _free(port) and _free(port + 1))
