@@ -14,7 +14,7 @@ from hw_server.admission import Accounting, Admission
 from hw_server.errors import DomainError, InternalError, PayloadTooLarge, RateLimited
 from hw_server.observability.logging import current_call
 from hw_server.observability.metrics import Metrics
-from hw_server.operations import Call, Executor, limit_members
+from hw_server.operations import BoundOperation, Call, Executor, limit_members
 from hw_server.settings import Settings
 from hw_server.ws.codes import CloseCode, InvalidRequest, MethodNotFound, ParseError, ResponseLimit, error_object
 from hw_server.ws.connection import WebSocketConnection
@@ -23,7 +23,11 @@ log = structlog.get_logger("ws")
 
 PREFIX = b'{"jsonrpc":"2.0","id":'
 MAX_ID = 200  # characters
+ID_TYPES = (str, int, float)
 METHOD = re.compile(rb'"method"\s*:\s*"([a-z_.]+)"')
+
+# Operation, id and arguments.
+Request = tuple[BoundOperation, int | str, dict[str, Any]]
 
 
 class Dispatcher:
@@ -48,11 +52,11 @@ class Dispatcher:
         """Answers one message; never raises for what a client sent."""
         self._received.inc()
         after: list[Callable[[], None]] = []
-        message, arguments = self._parse(data)
+        message, request = self._parse(data)
         if isinstance(message, list):
             response = await self._batch(connection, message, after)
         else:
-            response = await self._call(connection, message, after, arguments)
+            response = await self._call(connection, message, after, request)
         if response is not None:
             connection.send(response)
         for call in after:
@@ -77,15 +81,15 @@ class Dispatcher:
             connection.hold(-size)
         return b"[" + b",".join(responses) + b"]" if responses else None
 
-    def _parse(self, data: bytes) -> tuple[Any, dict[str, Any] | None]:
-        """The message, or the error that stands in its place, and the arguments where they are bound already."""
+    def _parse(self, data: bytes) -> tuple[Any, Request | None]:
+        """The message, or the error that stands in its place; of a valid request of a known operation only the second."""
         try:
             limit_members(data, self._max_members)
         except PayloadTooLarge as refusal:
             return refusal, None
-        request, arguments = self._parse_valid(data)
+        request = self._parse_valid(data)
         if request is not None:
-            return request, arguments
+            return None, request
         try:
             message = from_json(data, allow_inf_nan=False)
         except ValueError:
@@ -94,26 +98,23 @@ class Dispatcher:
             return InvalidRequest(f"a batch holds 1 to {self._max_batch} calls"), None
         return message, None
 
-    def _parse_valid(self, data: bytes) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """Request object and arguments of one valid request, parsed once; None for anything else. The search only guesses
-        which operation it is for: that operation's own validator decides."""
+    def _parse_valid(self, data: bytes) -> Request | None:
+        """One valid request, parsed once; None for anything else. The search only guesses which operation it is for: that
+        operation's own validator decides."""
         name = METHOD.search(data)
         bound = self._executor.operations.get(name[1].decode()) if name is not None else None
         request = bound.binder.from_request(data) if bound is not None else None
-        if bound is None or request is None:
-            return None, None
-        return {"jsonrpc": "2.0", "id": request[0], "method": bound.operation.name}, request[1]
+        return (bound, *request) if bound is not None and request is not None else None
 
     async def _call(
         self,
         connection: WebSocketConnection,
         message: Any,
         after: list[Callable[[], None]],
-        arguments: dict[str, Any] | None = None,
+        request: Request | None = None,
     ) -> bytes | None:
         """The response to one call, None for a notification. `message` may be what is wrong instead: a message that is no call
-        counts as one. `after` gets calls to make once the response was sent; `arguments` are those of the operation where they
-        are bound already."""
+        counts as one; with a `request` it stands for nothing. `after` gets calls to make once the response was sent."""
         if connection.closed:
             return None
         principal = connection.principal
@@ -128,12 +129,17 @@ class Dispatcher:
         if connection.calls is None:
             connection.calls = set()
         connection.calls.add(call)
-        method, code, call_id = "invalid", "ok", _usable_id(message)
+        method, code = "invalid", "ok"
+        call_id = _usable_id(message) if request is None else request[1]
         try:
             await self._admit(connection, call)
-            name, params = _method_and_params(message)
-            method = name if name in self._executor.operations else "unknown"
-            result = await self._run(call, name, params, arguments)
+            if request is None:
+                name, params = _method_and_params(message)
+                method = name if name in self._executor.operations else "unknown"
+                result = await self._run(call, name, params)
+            else:
+                method = request[0].operation.name
+                result = await self._run_bound(call, *request)
             response = b'%s%s,"result":%s}' % (PREFIX, to_json(call_id), result or b"null")
         except DomainError as error:
             code = error.code
@@ -162,17 +168,24 @@ class Dispatcher:
             )
         connection.reset_refusals()
 
-    async def _run(
-        self, call: Call, method: str, params: dict[str, Any], arguments: dict[str, Any] | None
-    ) -> bytes | None:
+    async def _run(self, call: Call, method: str, params: dict[str, Any]) -> bytes | None:
         bound = self._executor.operations.get(method)
         if bound is None:
             raise MethodNotFound(method[:100])
 
         async def bind() -> dict[str, Any]:
-            return bound.binder.from_rpc(params) if arguments is None else arguments
+            return bound.binder.from_rpc(params)
 
-        call.asked = params if arguments is None else arguments
+        call.asked = params
+        return await self._executor.run(bound, call, bind)
+
+    async def _run_bound(
+        self, call: Call, bound: BoundOperation, _id: int | str, arguments: dict[str, Any]
+    ) -> bytes | None:
+        async def bind() -> dict[str, Any]:
+            return arguments
+
+        call.asked = arguments
         return await self._executor.run(bound, call, bind)
 
 
@@ -194,7 +207,7 @@ def _method_and_params(message: Any) -> tuple[str, dict[str, Any]]:
 
 def _usable_id(message: Any) -> str | int | float | None:
     value = message.get("id") if isinstance(message, dict) else None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, ID_TYPES):
         return None
     if isinstance(value, str):
         return value if len(value) <= MAX_ID else None
