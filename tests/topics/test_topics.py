@@ -267,6 +267,20 @@ async def _is_empty(kept: Any) -> bool:
     return await kept() == 0
 
 
+@pytest.mark.parametrize("message", [b"", b"garbage", b"x y {}", b"\xff 1 {}", b"x " + b"9" * 5000 + b" {}"])
+async def test_a_malformed_message_spares_the_others(
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient, environment: dict[str, str], message: bytes
+) -> None:
+    number, failures = room(), 'service_item_failures_total{service="topics"}'
+    before = (await one.metrics()).get(failures, 0)
+    async with aioredis.from_url(environment["HW_REDIS__URL"]) as redis, one.socket(tokens["bob"]) as socket:
+        await socket.call("topic.subscribe", topic=f"rooms/{number}")
+        await redis.publish(f"hw:topic:rooms%2F{number}", message)
+        await say(alice, number, "after it")
+        assert [text for _, text in await heard(socket, 1)] == ["after it"]
+    assert (await one.metrics())[failures] == before + 1
+
+
 async def test_a_followed_topic_is_checked_and_kept_alive(
     start: Start, tokens: dict[str, str], environment: dict[str, str]
 ) -> None:

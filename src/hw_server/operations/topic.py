@@ -108,6 +108,9 @@ class Topic(Generic[E]):
         return self.adapter.validate_json(data, strict=True)
 
     def key_of(self, data: bytes) -> bytes:
-        """The key of an event that was published, which an earlier version may have done."""
-        event = from_json(data) if self.key is not None else None
+        """The key of an event that was published, by an earlier version perhaps; what is no JSON has none."""
+        try:
+            event = from_json(data) if self.key is not None else None
+        except ValueError:
+            return b""
         return to_json(event.get(self.key)) if isinstance(event, dict) else b""

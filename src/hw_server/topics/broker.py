@@ -137,6 +137,7 @@ class Broker:
         self._reads: dict[bytes, tuple[int, asyncio.Task[Any]]] = {}
         self._delivered = {name: metrics.topic_delivered.labels(name) for name in ("ws", "sse")}
         self._conflated = metrics.topic_conflated.labels("ws")
+        self._failures = metrics.service_failures.labels(self.name)
         feed.on_messages = self._on_messages
         feed.on_restored = self._on_restored
 
@@ -289,8 +290,14 @@ class Broker:
             channel = self._channels.get(key)
             if channel is None:
                 continue
-            epoch, offset, data = payload.split(b" ", 2)
-            by_channel.setdefault(channel, []).append((epoch.decode(), int(offset), data))
+            try:
+                epoch, offset, data = payload.split(b" ", 2)
+                message = epoch.decode(), int(offset), data
+            except ValueError:
+                log.warning("topic_message_malformed", topic=channel.name)
+                self._failures.inc()
+                continue
+            by_channel.setdefault(channel, []).append(message)
         for channel, heard in by_channel.items():
             self._metrics.topic_received.inc(len(heard))
             if not channel.live or channel.repairing:
