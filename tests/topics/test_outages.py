@@ -331,6 +331,28 @@ async def test_a_relay_outlives_the_end_of_its_session(two: Running, alice: str,
     await connection.close()
 
 
+async def test_malformed_keys_of_published_events_are_forgotten(
+    two: Running, alice: str, environment: dict[str, str]
+) -> None:
+    connection = await asyncpg.connect(environment["HW_DATABASE__URL"])
+    partitions = range(await connection.fetchval("SELECT count(*) FROM topic_relays"))
+    async with aioredis.from_url(environment["HW_REDIS__URL"]) as redis:
+
+        async def forgotten() -> bool:
+            return not any([await redis.sismember(f"hw:topic-published:{number}", "x:y") for number in partitions])
+
+        for number in partitions:
+            await redis.sadd(f"hw:topic-published:{number}", b"\xff", "x:y", "x:" + "9" * 30)
+        assert await connection.fetch(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1", RELAY
+        )
+        await until(forgotten, 60)
+    async with two.client(alice) as client, Follower(two, alice, "rooms/19") as follower:
+        await client.post("/api/rooms/19/words", json={"text": "after it"})
+        await until(lambda: follower.texts == ["after it"], 30)
+    await connection.close()
+
+
 async def test_a_restored_outbox_begins_new_epochs(
     two: Running, alice: str, environment: dict[str, str], fragile: Stack
 ) -> None:

@@ -26,6 +26,7 @@ LOCK_SPACE = 0x6877_7265  # "hwre": the first half of the advisory locks of part
 BATCH = 500  # rows
 HEARTBEAT = 1.0  # seconds
 DEAD_AFTER = 5.0  # seconds without a heartbeat before the next process ends the holder's session
+MAX_DIGITS = 19  # of a bigint
 RETRY = 1.0  # seconds before a refused event is tried again, and after a failure
 # A holder whose machine is gone without a word must not keep its locks: PostgreSQL notices within 15 seconds.
 SESSION = {
@@ -181,10 +182,12 @@ class Relay:
         """The holder before may have ended between a DELETE and forgetting its keys."""
         await self._store.read("")  # connects
         keys = await self._store.published(number)
-        known = {key: int(key.rpartition(":")[2]) for key in keys}
+        ids = {key: key.rpartition(b":")[2] for key in keys}
+        known = {key: int(row) for key, row in ids.items() if row.isdigit() and len(row) < MAX_DIGITS}
         rows = await connection.fetch("SELECT id FROM topic_outbox WHERE id = ANY ($1::bigint[])", list(known.values()))
         present = {row["id"] for row in rows}
-        if stale := [key for key, row in known.items() if row not in present]:
+        # Also what is no key, which would end the relay of every process.
+        if stale := [key for key in keys if known.get(key) not in present]:
             await self._store.forget(number, stale)
 
     async def _raise_floor(self, connection: Any, partition: Partition) -> float:

@@ -169,16 +169,16 @@ class TopicStore:
     async def _append(self, generation: str, commands: list[tuple[Any, ...]]) -> list[ResponseError | None]:
         return [_refusal(result) for result in await self._execute(commands, generation)]
 
-    async def forget(self, partition: int, keys: Sequence[str]) -> None:
+    async def forget(self, partition: int, keys: Sequence[str] | Sequence[bytes]) -> None:
         """After the outbox has deleted these events, their keys need not be known any more."""
         await self._execute([("SREM", self._keys.topic_published(partition), *keys)])
 
-    async def published(self, partition: int) -> list[str]:
+    async def published(self, partition: int) -> list[bytes]:
         """The keys that are known."""
         [members] = await self._execute([("SMEMBERS", self._keys.topic_published(partition))])
         if isinstance(members, ResponseError):
             raise Unavailable(str(members)) from members
-        return [member.decode() for member in members]
+        return list(members)
 
     async def wait(self, replicas: int) -> bool:
         """Whether so many replicas hold all that was published before."""
