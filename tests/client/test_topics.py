@@ -1,6 +1,7 @@
 """Subscriptions and event streams of the Python client."""
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import redis.asyncio
+import websockets
 
 from hw_client import (
     AlreadySubscribed,
@@ -113,6 +115,29 @@ async def test_what_a_restart_missed_arrives_once_and_in_order(
         assert await texts(events, 201) == [*(f"meanwhile {index}" for index in range(200)), "after"]
         await client.close()
     assert [item async for item in events] == []
+
+
+async def test_events_of_a_subscription_before_this_one_are_not_taken_for_its_own() -> None:
+    """Its end is still on its way to the server: what it gets lies behind what the next one is about to recover."""
+
+    def event(offset: int) -> dict[str, Any]:
+        return {"topic": "rooms/1", "epoch": "e", "offset": offset, "data": {"text": str(offset)}}
+
+    async def answer(socket: Any) -> None:
+        async for message in socket:
+            call = json.loads(message)
+            stray = {"jsonrpc": "2.0", "method": "topic.event", "params": event(15)}
+            result = {"epoch": "e", "offset": 20, "recovered": True, "events": [event(n) for n in range(11, 21)]}
+            await socket.send(json.dumps(stray))
+            await socket.send(json.dumps({"jsonrpc": "2.0", "id": call["id"], "result": result}))
+
+    async with websockets.serve(answer, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with (
+            Client(f"http://127.0.0.1:{port}", trust_env=False) as client,
+            client.subscribe("rooms/1", since=Position("e", 10)) as events,
+        ):
+            assert await texts(events, 10) == [str(n) for n in range(11, 21)]
 
 
 @pytest.mark.parametrize("lost", ["yield", "raise"])

@@ -34,7 +34,8 @@ async def stream(running: Running, token: str, topic: str) -> AsyncIterator[Asyn
     ):
         assert response.status_code == 200
         lines = response.aiter_lines()
-        assert await anext(lines) == "retry: 1000"
+        assert [await anext(lines) for _ in range(2)] == ["retry: 1000", ""]
+        assert (await anext(lines)).startswith("id: ")
         yield lines
 
 

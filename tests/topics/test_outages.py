@@ -331,6 +331,30 @@ async def test_a_relay_outlives_the_end_of_its_session(two: Running, alice: str,
     await connection.close()
 
 
+async def test_a_late_command_of_the_relay_publishes_nothing_twice(
+    start: Start, fragile: Stack, environment: dict[str, str], tokens: dict[str, str]
+) -> None:
+    """It was on its way when the connection broke, and arrives after its retry was published and forgotten."""
+    with Proxy.running(fragile.ports.redis) as proxy:
+        address = environment["HW_REDIS__URL"].replace(str(fragile.ports.redis), str(proxy.port))
+        with start(HW_REDIS__URL=address) as running:
+            await make_holder(running.process.pid, environment, "rooms/23")
+            async with (
+                running.client(tokens["alice"]) as client,
+                Follower(running, tokens["bob"], "rooms/23") as follower,
+            ):
+                proxy.hold_at = b"said once"
+                await client.post("/api/rooms/23/words", json={"text": "said once"})
+                assert await asyncio.to_thread(proxy.held.wait, 20)
+                proxy.hold_at = b""
+                await until(lambda: follower.texts == ["said once"])
+                await asyncio.sleep(1)  # until its key is forgotten
+                proxy.release.set()
+                await client.post("/api/rooms/23/words", json={"text": "said next"})
+                await until(lambda: follower.texts[-1:] == ["said next"])
+    assert [(offset, text) for _, offset, text in follower.events] == [(1, "said once"), (2, "said next")]
+
+
 async def test_malformed_keys_of_published_events_are_forgotten(
     two: Running, alice: str, environment: dict[str, str]
 ) -> None:

@@ -57,7 +57,7 @@ class Channel:
     it without a gap; `receivers` are the sockets that the event at hand has not been written to."""
 
     __slots__ = (
-        "checked", "early", "epoch", "joining", "key", "live", "name", "offset", "pins", "receivers", "recent",
+        "checked", "delivering", "early", "epoch", "joining", "key", "live", "name", "offset", "pins", "receivers", "recent",
         "recent_bytes", "settled", "streams", "topic", "topic_json", "unused_since",
     )  # fmt: skip
 
@@ -74,6 +74,7 @@ class Channel:
         self.receivers: set[WebSocketConnection] = set()
         self.live = False  # whether the position is known
         self.settled = asyncio.Event()  # not while it joins or is repaired
+        self.delivering = asyncio.Lock()  # held by the feed, or by a repair: one of them moves the position
         self.early: list[tuple[str, int, bytes]] = []  # heard while joining or repairing
         self.joining: asyncio.Task[None] | None = None
         self.pins = 0  # subscriptions under way
@@ -134,7 +135,7 @@ class Broker:
         self._recent_bytes = 0
         self._repairs: set[asyncio.Task[None]] = set()
         self._repair_slots = asyncio.Semaphore(REPAIRS)
-        self._reads: dict[bytes, tuple[int, asyncio.Task[Any]]] = {}
+        self._reads: dict[bytes, dict[int, asyncio.Task[tuple[list[tuple[int, bytes]], bool]]]] = {}
         self._delivered = {name: metrics.topic_delivered.labels(name) for name in ("ws", "sse")}
         self._conflated = metrics.topic_conflated.labels("ws")
         self._failures = metrics.service_failures.labels(self.name)
@@ -219,21 +220,29 @@ class Broker:
         return True
 
     async def _history(self, channel: Channel, first: int) -> list[tuple[int, bytes]]:
-        shared = self._reads.get(channel.key)
-        if shared is None or shared[0] > first:
-            task = asyncio.create_task(self._read_history(channel, first), name="topic-history")
-            shared = self._reads[channel.key] = (first, task)
-            task.add_done_callback(lambda done: self._read_ended(channel.key, done))
-        history: list[tuple[int, bytes]] = await asyncio.shield(shared[1])
-        return history
+        """The events from `first` on, as many as one subscription may recover."""
+        earlier = max((start for start in self._reads.get(channel.key, ()) if start <= first), default=first)
+        events, cut = await asyncio.shield(self._reading(channel, earlier))
+        if cut and earlier < first:
+            events, _ = await asyncio.shield(self._reading(channel, first))
+        return events
 
-    def _read_ended(self, key: bytes, task: asyncio.Task[Any]) -> None:
-        if self._reads.get(key, (0, None))[1] is task:
+    def _reading(self, channel: Channel, first: int) -> "asyncio.Task[tuple[list[tuple[int, bytes]], bool]]":
+        reads = self._reads.setdefault(channel.key, {})
+        if first not in reads:
+            task = reads[first] = asyncio.create_task(self._read_history(channel, first), name="topic-history")
+            task.add_done_callback(lambda done: self._read_ended(channel.key, first, done))
+        return reads[first]
+
+    def _read_ended(self, key: bytes, first: int, task: asyncio.Task[Any]) -> None:
+        del self._reads[key][first]
+        if not self._reads[key]:
             del self._reads[key]
         if not task.cancelled():
             task.exception()  # told to those who waited
 
-    async def _read_history(self, channel: Channel, first: int) -> list[tuple[int, bytes]]:
+    async def _read_history(self, channel: Channel, first: int) -> tuple[list[tuple[int, bytes]], bool]:
+        """With whether it was cut, because no subscription recovers more."""
         events: list[tuple[int, bytes]] = []
         size = 0
         while size <= MAX_RECOVERED:
@@ -241,9 +250,9 @@ class Broker:
             events += stored.events
             size += sum(len(data) + OVERHEAD for _, data in stored.events)
             if len(stored.events) < PAGE:
-                break
+                return events, False
             first = events[-1][0] + 1
-        return events
+        return events, True
 
     def attach_socket(self, channel: Channel, connection: WebSocketConnection, position: Position) -> None:
         """From now on the socket gets every event after `position`, which it has; those that came meanwhile at once."""
@@ -302,7 +311,10 @@ class Broker:
             self._metrics.topic_received.inc(len(heard))
             if not channel.live or channel.repairing:
                 channel.early += heard
-            elif not await self._take(channel, heard):
+                continue
+            async with channel.delivering:
+                follows = await self._take(channel, heard)
+            if not follows and not channel.repairing:
                 self._start_repair(channel)
 
     async def _take(self, channel: Channel, heard: list[tuple[str, int, bytes]]) -> bool:
@@ -394,8 +406,9 @@ class Broker:
         task.add_done_callback(self._repairs.discard)
 
     async def _repair(self, channel: Channel) -> None:
-        await self._read_missing(channel)
-        await self._settle(channel)
+        async with channel.delivering:
+            await self._read_missing(channel)
+            await self._settle(channel)
 
     async def _settle(self, channel: Channel) -> None:
         """Gives on what was heard meanwhile, until the channel is level with its feed."""
@@ -452,7 +465,8 @@ class Broker:
             limit = time.monotonic() - LINGER
             await self._check_positions()
             for channel in list(self._channels.values()):
-                if not channel.live or channel.streams or channel.pins or self._hub.subscribers(channel.name):
+                used = channel.streams or channel.pins or self._hub.subscribers(channel.name)
+                if used or not channel.live or channel.repairing:
                     channel.unused_since = time.monotonic()
                 elif channel.unused_since < limit:
                     await self._leave(channel)

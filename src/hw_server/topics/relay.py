@@ -216,6 +216,8 @@ class Relay:
             except Unavailable as error:
                 # Redis as a whole: no row is to blame, all wait.
                 log.warning("topic_relay_waits", error=error.detail)
+                # What was sent may still be under way; behind a higher fence it is refused, should it come after its retry.
+                partition.fence = await connection.fetchval(ACQUIRE, partition.number)
                 await asyncio.sleep(RETRY / 2)
                 return False
         return more

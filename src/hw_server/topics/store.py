@@ -28,14 +28,16 @@ OF_REDIS = frozenset({
     "NOPERM", "UNKILLABLE",
 })  # fmt: skip
 
-# Starts a new epoch unless the topic's generation is that of this Redis, and its incarnation that of the outbox.
+# Starts a new epoch unless the topic's generation is that of this Redis, and its incarnation that of the outbox. The replication
+# id may change under a connection: with a failover, but also with the first replica, or an hour after the last.
 EPOCH = """
+local generation = ARGV[1] .. ':' .. string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 local meta = redis.call('HMGET', KEYS[1], 'g', 'e', 'o', 'b', 'i')
 local epoch, offset, bytes = meta[2], tonumber(meta[3]) or 0, tonumber(meta[4]) or 0
-if meta[1] ~= ARGV[1] or (incarnation and meta[5] and meta[5] ~= incarnation) then
+if meta[1] ~= generation or (incarnation and meta[5] and meta[5] ~= incarnation) then
   redis.call('DEL', KEYS[2])
   epoch, offset, bytes = ARGV[2], 0, 0
-  redis.call('HSET', KEYS[1], 'g', ARGV[1], 'e', epoch, 'o', 0, 'b', 0)
+  redis.call('HSET', KEYS[1], 'g', generation, 'e', epoch, 'o', 0, 'b', 0)
 end
 """
 # Durable events come with a fence, and with a key each (see `relay`); ephemeral ones have neither.
@@ -110,15 +112,15 @@ class Stored(NamedTuple):
 
 
 class TopicStore:
-    """One connection of its own, on which commands are pipelined: the generation of Redis (run id and replication id) is read
-    when it is made, and so is true for every command that it carries."""
+    """One connection of its own, on which commands are pipelined: the run id of Redis is read when it is made, and so is true for
+    every command that it carries."""
 
     def __init__(self, settings: RedisSettings, redis: CacheRedis, keys: Keys) -> None:
         self._timeout = settings.timeout
         self._pool = redis.client.connection_pool
         self._keys = keys
         self._connection: Any = None
-        self._generation = ""
+        self._run_id = ""
         self._scripts: dict[str, str] = {}
         self._lock = asyncio.Lock()
         self._retry_at = 0.0  # time.monotonic() before which no connection is tried again
@@ -132,18 +134,18 @@ class TopicStore:
     ) -> list[ResponseError | None]:
         """Publishes `(key, data)` of each topic in order, those with a known key excepted; per topic None or why it was
         refused. Raises `Fenced`, and `Unavailable` where Redis as a whole does not take events."""
-        generation = await self._ready()
+        run_id = await self._ready()
         relay = [self._keys.topic_fence(partition, incarnation), self._keys.topic_published(partition)]
         return await self._append(
-            generation,
+            run_id,
             [self._appending(name, history, relay, fence, incarnation, events) for name, history, events in topics],
         )
 
     async def send(self, topics: Iterable[tuple[str, History, Sequence[bytes]]]) -> list[ResponseError | None]:
         """The same for ephemeral events, which are published as often as they are sent."""
-        generation = await self._ready()
+        run_id = await self._ready()
         return await self._append(
-            generation,
+            run_id,
             [
                 self._appending(name, history, [], 0, "", [("", data) for data in events])
                 for name, history, events in topics
@@ -161,13 +163,13 @@ class TopicStore:
     ) -> tuple[Any, ...]:
         keys = [self._keys.topic_meta(name), self._keys.topic_history(name), *relay]
         arguments: list[Any] = [
-            self._generation, secrets.token_hex(6), META_LIFETIME, fence, self._keys.topic_channel(name),
+            self._run_id, secrets.token_hex(6), META_LIFETIME, fence, self._keys.topic_channel(name),
             history.length, int(history.hours * 3_600_000), history.bytes, incarnation,
         ]  # fmt: skip
         return self._script(APPEND, keys, arguments + [part for event in events for part in event])
 
-    async def _append(self, generation: str, commands: list[tuple[Any, ...]]) -> list[ResponseError | None]:
-        return [_refusal(result) for result in await self._execute(commands, generation)]
+    async def _append(self, run_id: str, commands: list[tuple[Any, ...]]) -> list[ResponseError | None]:
+        return [_refusal(result) for result in await self._execute(commands, run_id)]
 
     async def forget(self, partition: int, keys: Sequence[str] | Sequence[bytes]) -> None:
         """After the outbox has deleted these events, their keys need not be known any more."""
@@ -187,10 +189,10 @@ class TopicStore:
 
     async def read(self, name: str, first: int = 0, count: int = 0) -> Stored:
         """Epoch and offset of a topic, with at most `count` events from offset `first` on."""
-        generation = await self._ready()
+        run_id = await self._ready()
         keys = [self._keys.topic_meta(name), self._keys.topic_history(name)]
-        arguments = [self._generation, secrets.token_hex(6), META_LIFETIME, first, count, EMPTY_LIFETIME]
-        [result] = await self._execute([self._script(READ, keys, arguments)], generation)
+        arguments = [self._run_id, secrets.token_hex(6), META_LIFETIME, first, count, EMPTY_LIFETIME]
+        [result] = await self._execute([self._script(READ, keys, arguments)], run_id)
         if isinstance(result, ResponseError):
             raise Unavailable(f"the topic cannot be read: {result}") from result
         epoch, offset, entries = result
@@ -200,44 +202,42 @@ class TopicStore:
         return ("EVALSHA", self._scripts[source], len(keys), *keys, *arguments)
 
     async def _ready(self) -> str:
-        """Connects where it is not connected; returns the generation of Redis, which scripts are given."""
+        """Connects where it is not connected; returns the run id of Redis, which scripts are given."""
         if self._connection is None or not self._connection.is_connected:
             async with self._lock:
                 await self._connect()
-        return self._generation
+        return self._run_id
 
     async def _connect(self) -> None:
         if self._connection is not None and self._connection.is_connected:
             return
         if time.monotonic() < self._retry_at:
             raise Unavailable("Redis is out of reach")
-        connection = self._connection = self._pool.make_connection()
+        connection = self._pool.make_connection()
         try:
             async with asyncio.timeout(4 * self._timeout):
                 await connection.connect()
-                information = ""
-                for section in ("server", "replication"):
-                    await connection.send_command("INFO", section)
-                    information += (await connection.read_response()).decode()
-                fields = dict(line.split(":", 1) for line in information.splitlines() if ":" in line)
-                self._generation = f"{fields['run_id']}:{fields['master_replid']}"
+                await connection.send_command("INFO", "server")
+                information = (await connection.read_response()).decode()
+                self._run_id = dict(line.split(":", 1) for line in information.splitlines() if ":" in line)["run_id"]
                 for source in (APPEND, READ):
                     await connection.send_command("SCRIPT", "LOAD", source)
                     self._scripts[source] = (await connection.read_response()).decode()
         except (RedisError, OSError, TimeoutError) as error:
-            await self._disconnect()
+            await connection.disconnect(nowait=True)
             self._retry_at = time.monotonic() + RETRY
             raise Unavailable("Redis is out of reach") from error
+        self._connection = connection  # not before its scripts are there for those who come meanwhile
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    async def _execute(self, commands: list[tuple[Any, ...]], generation: str | None = None) -> list[Any]:
-        """The results in order; an error of one command is its result. Commands of another generation are not sent."""
+    async def _execute(self, commands: list[tuple[Any, ...]], run_id: str | None = None) -> list[Any]:
+        """The results in order; an error of one command is its result. Commands for another run of Redis are not sent."""
         async with self._lock:
-            known = generation is None or generation == self._generation
+            known = run_id is None or run_id == self._run_id
             if self._connection is None or not self._connection.is_connected or not known:
                 raise Unavailable("Redis is out of reach")
             try:

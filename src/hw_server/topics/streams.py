@@ -56,7 +56,10 @@ class EventStream:
     def start(self, channel: Channel, *, recovered: bool) -> None:
         """From here on the stream gets every event of the channel; it has those before, unless they are gone."""
         self._positions[channel.name] = Position(channel.epoch, channel.offset)
-        if not recovered:
+        if recovered:
+            # A place to come back to, before the first event.
+            self._append(b"id: %s\n\n" % self._place())
+        else:
             self._put("topic.reset", to_json(channel.position()))
 
     def put_some(self, channel: Channel, events: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
@@ -101,8 +104,11 @@ class EventStream:
             self._put("topic.event", body % (channel.topic_json, channel.epoch.encode(), offset, data))
 
     def _put(self, event: str, data: bytes) -> None:
-        ids = ",".join(f"{quote(name, safe='')}@{at.epoch}:{at.offset}" for name, at in self._positions.items())
-        self._append(b"id: %s\nevent: %s\ndata: %s\n\n" % (ids.encode(), event.encode(), data))
+        self._append(b"id: %s\nevent: %s\ndata: %s\n\n" % (self._place(), event.encode(), data))
+
+    def _place(self) -> bytes:
+        places = (f"{quote(name, safe='')}@{at.epoch}:{at.offset}" for name, at in self._positions.items())
+        return ",".join(places).encode()
 
     def _append(self, message: bytes) -> None:
         self._buffer.append(message)
@@ -217,6 +223,9 @@ class EventStreams:
     async def _recover(self, stream: EventStream, channel: Channel, since: Position | None) -> AsyncIterator[bytes]:
         """What a topic missed, as fast as the client reads: together it may be more than the buffer."""
         while stream.ended is None:
+            if stream.caller.expires_at <= time.time():
+                stream.end("token_expired")
+                return
             events = await self._broker.missed(channel, since) if since is not None else None
             later = [] if events is None else stream.put_some(channel, events)
             if later:

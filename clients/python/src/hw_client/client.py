@@ -373,6 +373,7 @@ class Client:
                 ):
                     if subscription.ended or connection is not self._connection:
                         return
+                    subscription.following = False
                     params: dict[str, Any] = {"topic": subscription.topic}
                     if (at := subscription.received) is not None:
                         params["recover"] = {"epoch": at.epoch, "offset": at.offset}
@@ -405,6 +406,8 @@ class Client:
 
 def _for_subscription(subscription: Subscription[Any], method: str, params: dict[str, Any]) -> bool:
     match method:
+        case "topic.event" | "topic.events" | "topic.reset" if not subscription.following:
+            pass  # the answer tells of it
         case "topic.event":
             subscription.take(params["epoch"], [params])
         case "topic.events":

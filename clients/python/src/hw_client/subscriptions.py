@@ -36,6 +36,9 @@ class Subscription(Generic[Item]):
         self.position = since
         self.received = since  # the last event that came, which may wait in the buffer
         self.ended = False
+        self.following = (
+            False  # whether the present connection has answered: what came before belongs to another subscription
+        )
         self.started: asyncio.Future[None] | None = None
         self._subscriber = subscriber
         self._limit = buffer
@@ -89,6 +92,7 @@ class Subscription(Generic[Item]):
 
     def answered(self, result: dict[str, Any]) -> None:
         """The answer of `topic.subscribe`."""
+        self.following = True
         if self.ended:
             return
         at = Position(result["epoch"], result["offset"])

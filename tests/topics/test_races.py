@@ -1,0 +1,159 @@
+"""What happens at the same time as something else: nothing is doubled, nothing is lost without a word, nobody pays for another."""
+
+import asyncio
+import contextlib
+import socket as sockets
+import time
+from collections.abc import AsyncIterator
+from random import randrange
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+import redis.asyncio as aioredis
+
+from hw_server.embedded import Stack
+from tests.conftest import Running, until
+from tests.provider import Provider
+from tests.proxy import Proxy
+from tests.raw import RawClient, head
+from tests.topics.conftest import Start
+from tests.topics.follower import Follower, subscribed
+
+
+@pytest.fixture
+async def alice(one: Running, tokens: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    async with one.client(tokens["alice"]) as client:
+        yield client
+
+
+def room() -> int:
+    return randrange(1, 500)
+
+
+async def say(client: httpx.AsyncClient, number: int, text: str, times: int = 1) -> None:
+    response = await client.post(f"/api/rooms/{number}/words", json={"text": text}, params={"times": times})
+    assert response.status_code == 201, response.text
+
+
+async def at_offset(client: httpx.AsyncClient, topic: str, offset: int) -> Any:
+    """The topic's history once it is so far."""
+
+    async def there() -> Any:
+        history = (await client.get("/api/topics/history", params={"topic": topic})).json()
+        return history if history["offset"] >= offset else None
+
+    return await until(there)
+
+
+async def test_a_replica_that_attaches_does_not_set_processes_against_each_other(
+    one: Running, two: Running, start: Start, fragile: Stack, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    """The first replica gives Redis another replication id, which only connections made from then on are told."""
+    number = room()
+    async with aioredis.from_url(fragile.environment()["HW_REDIS__URL"]) as redis:
+        before = (await redis.info("replication"))["master_replid"]
+        with sockets.create_connection(("127.0.0.1", fragile.ports.redis)) as replica:
+            replica.sendall(b"SYNC\r\n")
+            assert await until(lambda: replica.recv(1))
+            assert (await redis.info("replication"))["master_replid"] != before
+            with start() as third:
+                async with (
+                    Follower(two, tokens["bob"], f"rooms/{number}") as here,
+                    Follower(third, tokens["bob"], f"rooms/{number}") as there,
+                ):
+                    for index in range(20):
+                        await say(alice, number, str(index))
+                        await until(lambda: {*here.texts[-1:]} == {*there.texts[-1:]} == {str(index)})  # noqa: B023
+    assert (here.resets, there.resets) == (0, 0)
+
+
+async def test_an_event_stream_has_a_place_before_its_first_event(
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    topics = [f"rooms/{room()}", f"rooms/{501 + room() % 400}"]
+    async with one.client(tokens["bob"]) as client:
+        query = [("topic", topic) for topic in topics]
+        async with client.stream("GET", "/api/topics/events", params=query) as response:
+            async with asyncio.timeout(10):
+                places = [line async for line in _until_id_of(response, topics[1])]
+        await say(alice, int(topics[0].removeprefix("rooms/")), "while it was away")
+        headers = {"Last-Event-ID": places[-1]}
+        async with client.stream("GET", "/api/topics/events", params=query, headers=headers) as response:
+            async with asyncio.timeout(10):
+                lines = response.aiter_lines()
+                while "while it was away" not in (line := await anext(lines)):
+                    assert not line.startswith("event: topic.reset")
+
+
+async def _until_id_of(response: httpx.Response, topic: str) -> AsyncIterator[str]:
+    async for line in response.aiter_lines():
+        if line.startswith("id: "):
+            yield line.removeprefix("id: ")
+            if quote(topic, safe="") in line:
+                return
+
+
+async def test_subscriptions_that_come_while_redis_is_connected_wait(
+    start: Start, fragile: Stack, environment: dict[str, str], tokens: dict[str, str]
+) -> None:
+    with Proxy.running(fragile.ports.redis) as proxy:
+        proxy.hold_at = b"XADD"  # in the script that is loaded
+        address = environment["HW_REDIS__URL"].replace(str(fragile.ports.redis), str(proxy.port))
+        with start(HW_REDIS__URL=address) as running:
+            async with contextlib.AsyncExitStack() as stack:
+                pair = [await stack.enter_async_context(running.socket(tokens["bob"])) for _ in range(2)]
+                asking = []
+                for index, socket in enumerate(pair):
+                    asking.append(asyncio.create_task(socket.call("topic.subscribe", topic=f"rooms/{501 + index}")))
+                    await asyncio.sleep(0.2)
+                proxy.release.set()
+                answers = [await task for task in asking]
+    assert [answer.get("error") for answer in answers] == [None, None]
+
+
+async def test_one_that_was_long_away_denies_recovery_to_nobody(
+    start: Start, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    """Its read of the history is longer than one subscription may recover, and others share it."""
+    topic = f"rooms/{(number := room())}"
+    for _ in range(4):
+        await say(alice, number, "x" * 980, times=250)
+    history = await at_offset(alice, topic, 1000)
+    first, last = history["offset"] - 999, history["offset"] - 100
+    with start() as running:
+        async with contextlib.AsyncExitStack() as stack:
+            pair = [await stack.enter_async_context(running.socket(tokens["bob"])) for _ in range(2)]
+            await subscribed(pair[0], topic=topic)  # the process follows the topic
+            for _ in range(10):
+                for socket in pair:
+                    await socket.call("topic.unsubscribe", topic=topic)
+                results = await asyncio.gather(
+                    subscribed(pair[0], topic=topic, recover={"epoch": history["epoch"], "offset": first}),
+                    subscribed(pair[1], topic=topic, recover={"epoch": history["epoch"], "offset": last}),
+                )
+                assert [result["recovered"] for result in results] == [False, True]
+                assert len(results[1]["events"]) == 100
+
+
+async def test_a_stream_that_recovers_slowly_ends_with_its_token(
+    start: Start, alice: httpx.AsyncClient, one: Running
+) -> None:
+    topics = [f"rooms/{501 + number}" for number in range(100, 124)]
+    places = []
+    for topic in topics:
+        history = (await alice.get("/api/topics/history", params={"topic": topic})).json()
+        places.append(f"{quote(topic, safe='')}@{history['epoch']}:{history['offset']}")
+        await say(alice, int(topic.removeprefix("rooms/")), "x" * 60_000, times=8)
+    query = "&".join(f"topic={quote(topic, safe='')}" for topic in topics)
+    with Provider.running() as provider, start(**provider.settings(), HW_OIDC__LEEWAY="0") as running:
+        headers = {
+            "Host": "x", "Connection": "close", "Authorization": f"Bearer {provider.token(exp=int(time.time()) + 3)}", "Last-Event-ID": ",".join(places),
+        }  # fmt: skip
+        with RawClient(running.url, receive_buffer=65_536) as client:
+            client.send(head(f"GET /api/topics/events?{query} HTTP/1.1", headers))
+            client.read_until(b"retry: ")
+            await asyncio.sleep(8)  # past its token's end, with the leeway
+            rest = await asyncio.to_thread(client.rest)
+    assert 0 < rest.count(b"event: topic.event") < 8 * len(topics)
