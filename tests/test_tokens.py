@@ -37,7 +37,10 @@ def forged_jwk(provider: Provider) -> str:
     return provider.token(key=STRANGER, headers={"jwk": {**stranger, "kid": "rsa"}})
 
 
-NOW = time.time()
+def in_seconds(seconds: int) -> int:
+    return int(time.time()) + seconds
+
+
 UNUSABLE = {"NUL": "a\x00b", "lone surrogate": "a\ud800b"}  # in PostgreSQL; in UTF-8
 
 
@@ -49,8 +52,8 @@ def with_text(claim: str, text: str) -> Callable[[Provider], str]:
 BAD: dict[str, tuple[str, Callable[[Provider], str]]] = {
     "garbage": ("malformed", lambda p: "garbage"),
     "three garbage parts": ("malformed", lambda p: "a.b.c"),
-    "expired": ("expired", lambda p: p.token(iat=int(NOW) - 900, exp=int(NOW) - 600)),
-    "not yet valid": ("not_yet_valid", lambda p: p.token(nbf=int(NOW) + 900)),
+    "expired": ("expired", lambda p: p.token(iat=in_seconds(-900), exp=in_seconds(-600))),
+    "not yet valid": ("not_yet_valid", lambda p: p.token(nbf=in_seconds(900))),
     "wrong issuer": ("wrong_issuer", lambda p: p.token(iss="http://elsewhere/realms/test")),
     "wrong audience": ("wrong_audience", lambda p: p.token(aud="account")),
     "no audience": ("missing_claim", lambda p: p.token(aud=None)),
