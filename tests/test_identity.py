@@ -43,6 +43,16 @@ async def failures(running: Running, service: str) -> float:
 # One item
 
 
+async def test_a_token_of_no_client_has_a_session(guarded: Running, provider: Provider, sessions: Any) -> None:
+    sid, sub = uuid.uuid4().hex, uuid.uuid4().hex
+    async with guarded.client(provider.token(sid=sid, sub=sub, azp=None)) as client:
+        assert (await client.get("/api/me")).json()["client_id"] == ""
+        await until(lambda: listed(client, sid))
+        await sessions.hset(f"hw:session:{sid}", "started_at", "soon")
+        assert (await client.get("/api/sessions")).json()["items"] == []
+        assert (await client.delete(f"/api/sessions/{sid}")).status_code in (204, 404)
+
+
 async def test_a_session_that_cannot_be_written_spares_the_others(
     guarded: Running, provider: Provider, sessions: Any
 ) -> None:

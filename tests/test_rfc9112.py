@@ -86,6 +86,7 @@ CASES: dict[str, tuple[bytes, list[int]]] = {
     # 6.1 and 6.2: one length, and one way to say it (request smuggling)
     "a length": (POST + b"Content-Length: 2\r\n\r\n{}" + NEXT, [401, 200]),
     "no body": (POST + b"\r\n" + NEXT, [401, 200]),
+    "a length with leading zeros": (POST + b"Content-Length: " + b"0" * 5_000 + b"2\r\n\r\n{}" + NEXT, [401, 200]),
     "a length of zero": (POST + b"Content-Length: 0\r\n\r\n" + NEXT, [401, 200]),
     "the same length twice": (POST + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}" + NEXT, [400]),
     "two lengths": (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}" + NEXT, [400]),

@@ -85,6 +85,16 @@ async def test_a_withdrawn_key_ends_streams(start: Start) -> None:
             assert await rest(lines) == [""]
 
 
+async def test_a_stream_whose_key_is_withdrawn_meanwhile_is_refused(start: Start) -> None:
+    topics = [("topic", f"slow/{number}") for number in range(8)]  # their rules take four seconds together
+    with Provider.running() as own, start(**own.settings(), HW_OIDC__JWKS_MAX_AGE="1") as running:
+        async with running.client(own.token("rsa")) as client:
+            opening = asyncio.create_task(client.get("/api/topics/events", params=topics))
+            await asyncio.sleep(0.3)
+            own.published = ["ec"]
+            assert (await opening).status_code == 401
+
+
 async def test_a_role_taken_away_ends_what_it_allowed(pair: tuple[Running, Running], provider: Provider) -> None:
     here, _ = pair
     async with here.socket(provider.token()) as socket, here.client(provider.token()) as speaker:

@@ -40,7 +40,10 @@ class Authentication:
         return principal
 
     async def recheck(self, principal: Principal) -> None:
-        """Raises `Unauthenticated` for a caller whose session was revoked, or whose token expired, since."""
+        """Raises `Unauthenticated` for a caller whose session was revoked, whose key was withdrawn, or whose token expired,
+        since."""
         if time.time() >= principal.expires_at + self._leeway:
             raise Unauthenticated("expired")
+        if self._verifier.withdrawn(principal):
+            raise Unauthenticated("unknown_key")
         await self._revocations.check(principal)

@@ -69,6 +69,10 @@ class SigningKeys:
         """Whether a token that this key verified still counts."""
         return fingerprint in self._trusted and not self._stale
 
+    def withdrawn(self, fingerprint: str) -> bool:
+        """Whether the provider has it no more."""
+        return fingerprint not in self._trusted
+
     async def discover(self) -> dict[str, Any]:
         """The provider's OpenID configuration, fetched now; raises `Unavailable` when it does not answer."""
         self.discovery = await self._get(f"{self._base}/.well-known/openid-configuration")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import structlog
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from hw_server.auth.principal import Principal
 from hw_server.auth.revocations import Revocations
@@ -27,6 +27,9 @@ MAX_USER_AGENT = 300  # characters
 
 
 Pending = tuple[Principal, str | None, str | None]  # with the client's address and its user agent
+
+
+OPTIONAL = ("client_ip", "user_agent")  # an empty text in Redis is none of these
 
 
 class Session(BaseModel):
@@ -211,4 +214,9 @@ def _session(session_id: str, fields: dict[bytes, bytes]) -> Session | None:
     """The session of a Redis hash, None for one that has ended."""
     if not fields:
         return None
-    return Session(id=session_id, **{name.decode(): value.decode() or None for name, value in fields.items()})
+    texts = {name.decode(): value.decode() for name, value in fields.items()}
+    try:
+        return Session(id=session_id, **{name: value for name, value in texts.items() if value or name not in OPTIONAL})
+    except ValidationError as error:
+        log.warning("session_malformed", session=session_id, fields=[str(item["loc"][0]) for item in error.errors()])
+        return None

@@ -57,6 +57,10 @@ class TokenVerifier:
         self._ok.inc()
         return principal
 
+    def withdrawn(self, principal: Principal) -> bool:
+        """Whether the provider has no more the key that signed the caller's token."""
+        return self._keys.withdrawn(principal.key)
+
     async def verify(self, token: str) -> Principal:
         """The caller; raises `Unauthenticated`, with one of a bounded number of reasons."""
         try:

@@ -153,7 +153,8 @@ class BodyLimitMiddleware:
         form = (header(scope, b"content-type") or b"").lower().startswith(FORM)
         limit = min(self._limit, FORM_BYTES) if form else self._limit
         length = header(scope, b"content-length")
-        if length is not None and (not length.isdigit() or int(length) > limit):
+        # Of leading zeros there may be more than Python makes a number of.
+        if length is not None and (not length.isdigit() or int(length.lstrip(b"0")[:20] or b"0") > limit):
             raise PayloadTooLarge(f"at most {limit} bytes")
         received = fields = 0
         refusal: PayloadTooLarge | None = None

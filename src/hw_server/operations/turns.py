@@ -22,6 +22,7 @@ class Turns:
         self._running: dict[str, int] = {}
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         self._next: deque[str] = deque()  # callers that wait and may have another, each once, in turn
+        self._in_line: set[str] = set()  # those in `_next`, some of which may have gone
 
     def enter(self, who: str) -> bool:
         """Takes a turn without waiting, where there is one."""
@@ -40,7 +41,7 @@ class Turns:
             raise RateLimited(1, "too many calls at the same time")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not waiting and self._running.get(who, 0) < self._per_caller:
-            self._next.append(who)
+            self._line_up(who)
         waiting.append(turn)
         try:
             await turn
@@ -73,9 +74,16 @@ class Turns:
         if not self._waiting:
             return
         if running == self._per_caller and who in self._waiting:
-            self._next.append(who)
+            self._line_up(who)
         while self._next and self._free:
-            self._grant(self._next.popleft())
+            first = self._next.popleft()
+            self._in_line.discard(first)
+            self._grant(first)
+
+    def _line_up(self, who: str) -> None:
+        if who not in self._in_line:
+            self._in_line.add(who)
+            self._next.append(who)
 
     def _grant(self, who: str) -> None:
         waiting = self._waiting.get(who)
@@ -85,7 +93,7 @@ class Turns:
             waiting.popleft().set_result(None)
         self._forget(who)
         if who in self._waiting and self._running.get(who, 0) < self._per_caller:
-            self._next.append(who)
+            self._line_up(who)
 
     def _forget(self, who: str) -> None:
         if not self._waiting.get(who, True):

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from hw_server.auth import Principal
 from hw_server.auth.authentication import Authentication
-from hw_server.errors import ClientDisconnected, Conflict, DomainError
+from hw_server.errors import ClientDisconnected, Conflict
 from hw_server.ratelimit import ConnectionLimiter
 from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.hub import Hub
@@ -44,7 +44,7 @@ class SignIn:
                 if not connection.open:
                     # The hub may have let go of it before there was a lease to give back.
                     raise ClientDisconnected
-            except DomainError:
+            except BaseException:  # the handshake's timeout, too
                 await self._limiter.release(connection.id)
                 raise
         finally:
