@@ -24,12 +24,10 @@ TOUCH_INTERVAL = 30.0  # seconds between two writes of one session's `last_seen_
 MAX_PENDING, MAX_TOUCHED = 10_000, 50_000  # sessions in memory at most: to be written, and written lately
 MAX_LISTED = 200  # sessions of one user
 MAX_USER_AGENT = 300  # characters
+OPTIONAL = ("client_ip", "user_agent")  # an empty text in Redis is none of these
 
 
 Pending = tuple[Principal, str | None, str | None]  # with the client's address and its user agent
-
-
-OPTIONAL = ("client_ip", "user_agent")  # an empty text in Redis is none of these
 
 
 class Session(BaseModel):

@@ -154,7 +154,7 @@ class BodyLimitMiddleware:
         limit = min(self._limit, FORM_BYTES) if form else self._limit
         length = header(scope, b"content-length")
         # Of leading zeros there may be more than Python makes a number of.
-        if length is not None and (not length.isdigit() or int(length.lstrip(b"0")[:20] or b"0") > limit):
+        if length is not None and (not length.isdigit() or int(length.lstrip(b"0") or b"0") > limit):
             raise PayloadTooLarge(f"at most {limit} bytes")
         received = fields = 0
         refusal: PayloadTooLarge | None = None

@@ -136,10 +136,11 @@ class Dispatcher:
             if request is None:
                 name, params = _method_and_params(message)
                 method = name if name in self._executor.operations else "unknown"
-                result = await self._run(call, name, params)
+                bound, arguments = self._operation(name), None
             else:
-                method = request[0].operation.name
-                result = await self._run_bound(call, *request)
+                bound, _, arguments = request
+                method, params = bound.operation.name, arguments
+            result = await self._run(call, bound, params, arguments)
             response = b'%s%s,"result":%s}' % (PREFIX, to_json(call_id), result or b"null")
         except DomainError as error:
             code = error.code
@@ -168,24 +169,19 @@ class Dispatcher:
             )
         connection.reset_refusals()
 
-    async def _run(self, call: Call, method: str, params: dict[str, Any]) -> bytes | None:
-        bound = self._executor.operations.get(method)
+    def _operation(self, name: str) -> BoundOperation:
+        bound = self._executor.operations.get(name)
         if bound is None:
-            raise MethodNotFound(method[:100])
+            raise MethodNotFound(name[:100])
+        return bound
 
-        async def bind() -> dict[str, Any]:
-            return bound.binder.from_rpc(params)
-
-        call.asked = params
-        return await self._executor.run(bound, call, bind)
-
-    async def _run_bound(
-        self, call: Call, bound: BoundOperation, _id: int | str, arguments: dict[str, Any]
+    async def _run(
+        self, call: Call, bound: BoundOperation, params: dict[str, Any], arguments: dict[str, Any] | None
     ) -> bytes | None:
         async def bind() -> dict[str, Any]:
-            return arguments
+            return bound.binder.from_rpc(params) if arguments is None else arguments
 
-        call.asked = arguments
+        call.asked = params
         return await self._executor.run(bound, call, bind)
 
 

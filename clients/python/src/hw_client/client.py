@@ -406,8 +406,6 @@ class Client:
 
 def _for_subscription(subscription: Subscription[Any], method: str, params: dict[str, Any]) -> bool:
     match method:
-        case "topic.event" | "topic.events" | "topic.reset" if not subscription.following:
-            pass  # the answer tells of it
         case "topic.event":
             subscription.take(params["epoch"], [params])
         case "topic.events":

@@ -37,7 +37,7 @@ class Subscription(Generic[Item]):
         self.received = since  # the last event that came, which may wait in the buffer
         self.ended = False
         self.following = (
-            False  # whether the present connection has answered: what came before belongs to another subscription
+            False  # whether the server has answered; what it sends before belongs to an earlier subscription
         )
         self.started: asyncio.Future[None] | None = None
         self._subscriber = subscriber
@@ -105,7 +105,7 @@ class Subscription(Generic[Item]):
 
     def take(self, epoch: str, events: Iterable[dict[str, Any]]) -> None:
         """What is not newer than the last event came before."""
-        for event in events:
+        for event in events if self.following else ():
             if self.received is not None and epoch == self.received.epoch and event["offset"] <= self.received.offset:
                 continue
             if self.received is not None and epoch != self.received.epoch:
@@ -113,7 +113,8 @@ class Subscription(Generic[Item]):
             self._put(Event(self.topic, epoch, event["offset"], event["data"]))
 
     def reset(self, at: Position) -> None:
-        self._put(Reset(self.topic, at.epoch, at.offset))
+        if self.following:
+            self._put(Reset(self.topic, at.epoch, at.offset))
 
     def end(self, error: Exception | None) -> None:
         """No more comes; what is in the buffer is given out before the error."""
