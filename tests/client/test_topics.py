@@ -5,7 +5,6 @@ import json
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from random import randrange
 from typing import Any
 
 import httpx
@@ -30,17 +29,9 @@ from hw_server.embedded import Stack
 from tests.client.conftest import QUICK, ROOMS
 from tests.conftest import Running, Serve, free_port, until
 from tests.provider import Provider
+from tests.topics.speaker import room, say
 
 Token = Callable[[str], str]
-
-
-def room() -> int:
-    return randrange(1, 500)
-
-
-async def say(speaker: httpx.AsyncClient, number: int, text: str, times: int = 1) -> None:
-    response = await speaker.post(f"/api/rooms/{number}/words", json={"text": text}, params={"times": times})
-    assert response.status_code == 201
 
 
 async def texts(items: AsyncIterator[Any], count: int) -> list[str]:

@@ -4,9 +4,10 @@ import contextlib
 import os
 import signal
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager
 
+import httpx
 import pytest
 
 from hw_server.embedded import Stack
@@ -78,3 +79,9 @@ async def kill_valkey(stack: Stack) -> None:
         return True
 
     await until(is_gone)
+
+
+@pytest.fixture
+async def alice(one: Running, tokens: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
+    async with one.client(tokens["alice"]) as client:
+        yield client

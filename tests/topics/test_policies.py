@@ -22,12 +22,6 @@ from tests.topics.conftest import Start
 BIG = "x" * 50_000
 
 
-@pytest.fixture
-async def alice(one: Running, tokens: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
-    async with one.client(tokens["alice"]) as client:
-        yield client
-
-
 def some() -> int:
     return randrange(1, 2**40)
 

@@ -5,12 +5,10 @@ import contextlib
 import socket as sockets
 import time
 from collections.abc import AsyncIterator
-from random import randrange
 from typing import Any
 from urllib.parse import quote
 
 import httpx
-import pytest
 import redis.asyncio as aioredis
 
 from hw_server.embedded import Stack
@@ -20,21 +18,7 @@ from tests.proxy import Proxy
 from tests.raw import RawClient, head
 from tests.topics.conftest import Start
 from tests.topics.follower import Follower, subscribed
-
-
-@pytest.fixture
-async def alice(one: Running, tokens: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
-    async with one.client(tokens["alice"]) as client:
-        yield client
-
-
-def room() -> int:
-    return randrange(1, 500)
-
-
-async def say(client: httpx.AsyncClient, number: int, text: str, times: int = 1) -> None:
-    response = await client.post(f"/api/rooms/{number}/words", json={"text": text}, params={"times": times})
-    assert response.status_code == 201, response.text
+from tests.topics.speaker import room, say
 
 
 async def at_offset(client: httpx.AsyncClient, topic: str, offset: int) -> Any:

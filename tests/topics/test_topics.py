@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from random import randrange
 from typing import Any
 from urllib.parse import quote
 
@@ -14,20 +13,7 @@ import redis.asyncio as aioredis
 
 from tests.conftest import Running, Socket, until
 from tests.topics.conftest import Start
-
-
-@pytest.fixture
-async def alice(one: Running, tokens: dict[str, str]) -> AsyncIterator[httpx.AsyncClient]:
-    async with one.client(tokens["alice"]) as client:
-        yield client
-
-
-def room() -> int:
-    return randrange(1, 500)
-
-
-async def say(client: httpx.AsyncClient, number: int, text: str, **query: Any) -> httpx.Response:
-    return await client.post(f"/api/rooms/{number}/words", json={"text": text}, params=query)
+from tests.topics.speaker import room, say
 
 
 async def heard(socket: Socket, count: int) -> list[tuple[int, str]]:
@@ -51,7 +37,7 @@ async def test_an_event_reaches_subscribers_of_every_process(
             answer = await socket.call("topic.subscribe", topic=f"rooms/{number}")
             assert (answer["result"]["recovered"], answer["result"]["events"]) == (False, [])
         start = answer["result"]["offset"]
-        assert (await say(alice, number, "hello")).status_code == 201
+        await say(alice, number, "hello")
         assert await heard(here, 1) == await heard(there, 1) == [(start + 1, "hello")]
 
 
@@ -59,7 +45,7 @@ async def test_nothing_that_rolled_back_is_seen(one: Running, tokens: dict[str, 
     number = room()
     async with one.socket(tokens["bob"]) as socket:
         await socket.call("topic.subscribe", topic=f"rooms/{number}")
-        assert (await say(alice, number, "lost", fail=True)).status_code == 409
+        await say(alice, number, "lost", status=409, fail=True)
         await say(alice, number, "kept")
         assert [text for _, text in await heard(socket, 1)] == ["kept"]
 
@@ -309,7 +295,7 @@ async def test_bounds_have_names(start: Start, tokens: dict[str, str]) -> None:
         async with running.socket(tokens["dave"]) as socket, running.client(tokens["alice"]) as client:
             answers = [await socket.call("topic.subscribe", topic=f"rooms/{number}") for number in (1, 2, 3)]
             assert [answer.get("error", {}).get("code") for answer in answers] == [None, None, -32003]
-            assert (await say(client, 1, "x" * 400)).status_code == 413
-            assert (await say(client, 1, "x", times=4)).status_code == 413
+            await say(client, 1, "x" * 400, status=413)
+            await say(client, 1, "x", status=413, times=4)
             sent = [await socket.call("topic.publish", topic="rooms/1", data={"text": "x"}) for _ in range(3)]
             assert [answer.get("error", {}).get("code") for answer in sent] == [None, None, -32029]
