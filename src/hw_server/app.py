@@ -80,7 +80,7 @@ def create_app(
     signing_keys = parts.add(SigningKeys, SigningKeys(settings.oidc))
     verifier = parts.add(TokenVerifier, TokenVerifier(settings.oidc, signing_keys, metrics))
     revocations = parts.add(Revocations, Revocations(settings.oidc, auth, keys, metrics))
-    authentication = parts.add(Authentication, Authentication(settings.oidc, verifier, revocations))
+    authentication = parts.add(Authentication, Authentication(verifier, revocations))
     limiter = parts.add(RateLimiter, RateLimiter(settings.ratelimit, cache, keys, metrics))
     connection_limiter = parts.add(ConnectionLimiter, ConnectionLimiter(settings.ratelimit, cache, keys, metrics))
     parts.add(CountCache, CountCache(cache, keys))

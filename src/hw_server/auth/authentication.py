@@ -1,13 +1,11 @@
 """From an access token to a caller, the same way for HTTP and WebSocket."""
 
-import time
 from collections.abc import Callable
 
 from hw_server.auth.principal import Principal
 from hw_server.auth.revocations import Revocations
 from hw_server.auth.tokens import TokenVerifier
 from hw_server.errors import Unauthenticated
-from hw_server.settings import OidcSettings
 
 Seen = Callable[[Principal, str | None, str | None], None]
 
@@ -24,8 +22,7 @@ def bearer_token(header: bytes) -> str:
 class Authentication:
     """`listeners` are told of each authentication: the caller, the client's address and its user agent."""
 
-    def __init__(self, settings: OidcSettings, verifier: TokenVerifier, revocations: Revocations) -> None:
-        self._leeway = settings.leeway
+    def __init__(self, verifier: TokenVerifier, revocations: Revocations) -> None:
         self._verifier = verifier
         self._revocations = revocations
         self.listeners: list[Seen] = []
@@ -42,8 +39,5 @@ class Authentication:
     async def recheck(self, principal: Principal) -> None:
         """Raises `Unauthenticated` for a caller whose session was revoked, whose key was withdrawn, or whose token expired,
         since."""
-        if time.time() >= principal.expires_at + self._leeway:
-            raise Unauthenticated("expired")
-        if self._verifier.withdrawn(principal):
-            raise Unauthenticated("unknown_key")
+        self._verifier.recheck(principal)
         await self._revocations.check(principal)

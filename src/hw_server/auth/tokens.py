@@ -50,16 +50,22 @@ class TokenVerifier:
     def cached(self, token: str) -> Principal | None:
         """The caller of a token that was verified before, None for any other."""
         principal = self._verified.get(sha256(token.encode("utf-8", "surrogatepass")).digest())
-        if principal is None or time.time() >= principal.expires_at + self._settings.leeway:
+        if principal is None or self._expired(principal):
             return None
         if not self._keys.trusts(principal.key):
             return None
         self._ok.inc()
         return principal
 
-    def withdrawn(self, principal: Principal) -> bool:
-        """Whether the provider has no more the key that signed the caller's token."""
-        return self._keys.withdrawn(principal.key)
+    def recheck(self, principal: Principal) -> None:
+        """Raises `Unauthenticated` for a caller whose token expired since, or whose key was withdrawn."""
+        if self._expired(principal):
+            raise Unauthenticated("expired")
+        if self._keys.withdrawn(principal.key):
+            raise Unauthenticated("unknown_key")
+
+    def _expired(self, principal: Principal) -> bool:
+        return time.time() >= principal.expires_at + self._settings.leeway
 
     async def verify(self, token: str) -> Principal:
         """The caller; raises `Unauthenticated`, with one of a bounded number of reasons."""
