@@ -80,7 +80,7 @@ class Running:
         return self.url.replace("http", "ws", 1) + "/web"
 
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log_file.read_text().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.log_file.read_text().split("\n") if line.startswith("{")]
 
     def lines_of(self, request_id: str) -> list[dict[str, Any]]:
         """The lines that tell of a finished request, call or refused handshake."""

@@ -194,6 +194,18 @@ async def test_exports_lines(alice: httpx.AsyncClient, dave: httpx.AsyncClient) 
     assert [json.loads(line)["action"] for line in response.text.splitlines()] == ["notes.create"]
 
 
+async def test_no_reader_of_lines_cuts_a_row(dave: httpx.AsyncClient, database: asyncpg.Connection) -> None:
+    action, resource = uuid.uuid4().hex, "notes/\x85\u2028\u2029"  # the ends of lines that JSON does not escape
+    await database.execute(
+        "INSERT INTO user_actions (occurred_at, roles, action, outcome, source, request_id, resource) "
+        "VALUES (now(), '{}', $1, 'success', 'http', '1', $2)",
+        action,
+        resource,
+    )
+    async with dave.stream("GET", "/api/audit-logs/export", params={"action": action}) as response:
+        assert [json.loads(line)["resource"] async for line in response.aiter_lines()] == [resource]
+
+
 @pytest.fixture
 async def many(database: asyncpg.Connection) -> str:
     """An action with 20,000 rows, of which two may be of the same moment."""

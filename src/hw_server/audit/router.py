@@ -18,6 +18,8 @@ from hw_server.http.problems import problem_responses
 from hw_server.operations import Page, Turns
 
 PAGE = 500
+# JSON leaves these as they are, and readers of lines (str.splitlines, httpx) end a line at them.
+LINE_ENDS = str.maketrans({"\x85": r"\u0085", "\u2028": r"\u2028", "\u2029": r"\u2029"})
 router = APIRouter(prefix="/audit-logs", tags=["audit"])
 
 
@@ -49,7 +51,7 @@ async def export(
 
     async def lines(page: Page[AuditEntry]) -> AsyncIterator[bytes]:
         while True:
-            yield b"".join(entry.model_dump_json().encode() + b"\n" for entry in page.items)
+            yield b"".join(entry.model_dump_json().translate(LINE_ENDS).encode() + b"\n" for entry in page.items)
             if page.next_cursor is None:
                 return
             # The client may take hours; its right to read may end before.
