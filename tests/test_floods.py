@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 
 import asyncpg
 import httpx
@@ -105,13 +106,17 @@ async def test_handshakes_count_for_the_user(serve: Serve, token: Token) -> None
     assert statuses == [101] * 3 + [429] * 2
 
 
-async def test_rows_of_refusals_have_a_limit(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
+@pytest.mark.parametrize(("method", "path"), [("POST", "/api/notes"), ("GET", "/api/audit-logs/export")])
+async def test_rows_of_refusals_have_a_limit(
+    serve: Serve, token: Token, database: asyncpg.Connection, method: str, path: str
+) -> None:
+    """Of operations and of plain routes."""
     agent = uuid.uuid4().hex
     with serve(HW_AUDIT__FAILURES_PER_MINUTE="5", HW_AUDIT__FLUSH_INTERVAL="0.1", **prefix()) as running:
         async with running.client(token("bob")) as client:
             for index in range(12):
                 headers = {"X-Request-ID": f"{agent}-{index}"}
-                assert (await client.post("/api/notes", json={"title": "x"}, headers=headers)).status_code == 403
+                assert (await client.request(method, path, headers=headers)).status_code == 403
 
         async def written() -> bool:
             return await metric(running, 'audit_rows_total{result="written"}') >= 5
@@ -452,6 +457,29 @@ async def test_a_client_that_reads_nothing_is_closed(serve: Serve) -> None:
         await until(closed)
         client.socket.close()
         assert "Traceback" not in running.log_file.read_text()
+
+
+def in_kernel(running: Running) -> int:
+    """Bytes of all responses that the kernel holds, of connections that are open."""
+    port = f":{int(running.url.rsplit(':', 1)[1]):04X}"
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    return sum(int(fields[4].split(":")[0], 16) for fields in sockets if fields[1].endswith(port))
+
+
+async def test_a_closed_connection_that_is_not_read_ends(serve: Serve) -> None:
+    """Its last bytes wait in the process, too few for the flow control to take notice of them."""
+    with serve(HW_HTTP__WRITE_TIMEOUT="1") as running, RawClient(running.url, receive_buffer=4096) as client:
+        with contextlib.suppress(AssertionError):
+            while True:
+                held = in_kernel(running)
+                client.send(head("GET /console/console.js HTTP/1.1", {"Host": "x"}))
+                await until(lambda before=held: in_kernel(running) > before, 1)
+        client.send(head("GET /health/live HTTP/1.1", {"Host": "x", "Connection": "close"}))
+
+        async def closed() -> float:
+            return await metric(running, 'http_connections_closed_total{reason="unread"}')
+
+        await until(closed)
 
 
 # Addresses

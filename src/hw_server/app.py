@@ -148,7 +148,7 @@ def create_app(
     # Before the operations, so that a feature's `/things/export` is not taken for `/things/{id}`.
     for feature in features:
         if feature.router is not None:
-            api.include_router(guarded(feature, audit, settings.audit.record_reads))
+            api.include_router(guarded(feature, audit, failures, settings.audit.record_reads))
     add_operations(api.router, executor, sign_in_scheme(), settings.http.max_json_members)
     api.include_router(health_router)
     if settings.http.docs or settings.http.console:

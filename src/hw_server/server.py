@@ -48,10 +48,13 @@ class Server(uvicorn.Server):
         self._failed = False
         self._parent = parent
         self._drain_delay = settings.http.drain_delay
+        self._write_timeout = settings.http.write_timeout
+        self._closing: set[Any] = set()  # connections that were closed, but not gone, when it was looked last
         self._timeout = settings.http.shutdown_timeout * CALLS_SHARE
         application = create_app(settings, load_features(settings.features), self._fail)
         self._lifecycle = application.lifecycle
         self._workers = application.metrics.workers
+        self._unread = application.metrics.http_closed.labels("unread")
         super().__init__(
             uvicorn.Config(
                 application.asgi,
@@ -93,6 +96,7 @@ class Server(uvicorn.Server):
             self._parent.setblocking(False)
             asyncio.get_running_loop().add_reader(self._parent, self._orphaned)
             self._beat(self._parent)
+        self._end_unread()
         self._workers.set(1)
 
     def _beat(self, parent: socket.socket) -> None:
@@ -100,6 +104,15 @@ class Server(uvicorn.Server):
         with contextlib.suppress(OSError):
             parent.send(b".")
         asyncio.get_running_loop().call_later(HEARTBEAT, self._beat, parent)
+
+    def _end_unread(self) -> None:
+        """uvloop ends a connection that was closed once its client has read the last byte, which may be never."""
+        closing = {connection for connection in self.server_state.connections if connection.transport.is_closing()}
+        for connection in closing & self._closing:
+            self._unread.inc()
+            connection.transport.abort()
+        self._closing = closing - self._closing
+        asyncio.get_running_loop().call_later(self._write_timeout, self._end_unread)
 
     def _orphaned(self) -> None:
         assert self._parent is not None

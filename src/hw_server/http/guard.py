@@ -10,31 +10,43 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hw_server.errors import DomainError, Forbidden, InternalError, Unauthenticated
+from hw_server.errors import InternalError
 from hw_server.http.dependencies import Access, RouteAudit
 from hw_server.http.middleware import CALL
 from hw_server.http.problems import domain_error
-from hw_server.operations import PUBLIC, AuditRow, AuditTrail, Call, Feature, action_row, authorize, role_in_words
+from hw_server.operations import (
+    PUBLIC,
+    AuditRow,
+    AuditTrail,
+    Call,
+    FailureLimit,
+    Feature,
+    action_row,
+    authorize,
+    role_in_words,
+)
 
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 MAX_RESOURCE = 255  # characters
 SIGN_IN = "sign-in"  # the name of the security scheme
 
 
-def guarded(feature: Feature, trail: AuditTrail, record_reads: bool) -> APIRouter:
+def guarded(feature: Feature, trail: AuditTrail, failures: FailureLimit, record_reads: bool) -> APIRouter:
     """The feature's router with guarded copies of its routes, below `/api`. Raises ValueError for a route that says neither
     `require(...)` nor `public()`."""
     assert feature.router is not None
     router = copy(feature.router)
     router.routes = [
-        _guarded_route(feature, route, trail, record_reads)
+        _guarded_route(feature, route, trail, failures, record_reads)
         # FastAPI keeps those that `frontend()` adds apart.
         for route in (*feature.router.routes, *getattr(feature.router, "_low_priority_routes", ()))
     ]
     return router
 
 
-def _guarded_route(feature: Feature, route: BaseRoute, trail: AuditTrail, record_reads: bool) -> BaseRoute:
+def _guarded_route(
+    feature: Feature, route: BaseRoute, trail: AuditTrail, failures: FailureLimit, record_reads: bool
+) -> BaseRoute:
     path = getattr(route, "path", "a router within its router")
     if not isinstance(route, APIRoute):
         raise ValueError(
@@ -55,8 +67,8 @@ def _guarded_route(feature: Feature, route: BaseRoute, trail: AuditTrail, record
     result = copy(route)
     # Not by `include_router(prefix=...)`, which leaves it out of what metrics and logs name.
     result.path = f"/api{path}"
-    # Rate limits bound how many rows strangers can cause; nothing does on exempt paths.
-    guard = _Guard(route, result.handle, roles, trail, audit, record_failures=path not in feature.exempt)
+    # On exempt paths the route records its refusals itself.
+    guard = _Guard(route, result.handle, roles, trail, audit, None if path in feature.exempt else failures)
     result.handle = guard  # type: ignore[method-assign]
     role = ", ".join(roles) or None
     result.description = f"{route.description}\n\n{role_in_words(role)}".lstrip()
@@ -83,8 +95,7 @@ class _Guard:
         roles: list[str],
         trail: AuditTrail,
         audit: RouteAudit,
-        *,
-        record_failures: bool,
+        failures: FailureLimit | None,
     ) -> None:
         self._methods = route.methods or set()
         self._action = route.operation_id or route.name
@@ -92,7 +103,7 @@ class _Guard:
         self._roles: list[str | None] = [*roles] or [None]
         self._trail = trail
         self._audit = audit
-        self._record_failures = record_failures
+        self._failures = failures  # None: they are not recorded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in self._methods:
@@ -114,24 +125,23 @@ class _Guard:
             await self._handle(scope, receive, send_recorded)
         except Exception as error:
             if not recorded:
-                self._record_failure(call, scope, domain_error(error) or InternalError(type(error).__name__))
+                known = domain_error(error) or InternalError(type(error).__name__)
+                self._record_failure(call, scope, known.status, known.code)
             raise
 
     async def _record(self, call: Call, scope: Scope, status: int) -> None:
         """Before the answer is sent. A route answers with a failure, too, where it does not raise one."""
         if status >= 400:
-            if self._record_failures:
-                outcome = "denied" if status in (401, 403) else "failure"
-                self._trail.record(self._row(call, scope, status, outcome))
+            self._record_failure(call, scope, status)
         elif self._audit == "direct":
             await self._trail.write(self._row(call, scope, status))
         elif self._audit != "never":
             self._trail.record(self._row(call, scope, status))
 
-    def _record_failure(self, call: Call, scope: Scope, error: DomainError) -> None:
-        if self._record_failures:
-            outcome = "denied" if isinstance(error, Unauthenticated | Forbidden) else "failure"
-            self._trail.record(self._row(call, scope, error.status, outcome, error.code))
+    def _record_failure(self, call: Call, scope: Scope, status: int, code: str | None = None) -> None:
+        if self._failures is not None and self._failures.allows(call):
+            outcome = "denied" if status in (401, 403) else "failure"
+            self._trail.record(self._row(call, scope, status, outcome, code))
 
     def _row(
         self, call: Call, scope: Scope, status: int, outcome: str = "success", error: str | None = None
