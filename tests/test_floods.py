@@ -199,10 +199,12 @@ async def test_connections_have_a_limit(serve: Serve) -> None:
     assert [line for line in running.log() if line["level"] == "error"] == []
 
 
+@pytest.mark.parametrize("calls_per_user", ["2", "8"])
 async def test_one_user_leaves_connections_to_others(
-    serve: Serve, token: Token, locked: asyncpg.transaction.Transaction
+    serve: Serve, token: Token, locked: asyncpg.transaction.Transaction, calls_per_user: str
 ) -> None:
-    with serve(HW_DATABASE__POOL_MAX="4", HW_RATELIMIT__CALLS_PER_USER="2") as running:
+    limits = {"HW_DATABASE__POOL_MAX": "4", "HW_RATELIMIT__CALLS_PER_USER": calls_per_user}
+    with serve(**limits, HW_DATABASE__COMMAND_TIMEOUT="60", HW_HTTP__REQUEST_TIMEOUT="60") as running:
         clients = [RawClient(running.url) for _ in range(3)]
         for client in clients:
             client.handshake(token("alice"))

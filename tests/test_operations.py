@@ -128,6 +128,16 @@ def test_a_request_that_is_parsed_once_gives_the_same(request_id: str, params: s
     assert (once and once[1]) == expected
 
 
+def test_many_members_are_not_validated_before_the_call_is_admitted() -> None:
+    operations = Operations()
+    operations.rpc("things.search", public=True)(search)
+    binder = Binder(operations.declared[0], read_signature(operations.declared[0], Parts()))
+    params = {"day": "2026-01-02", "tags": ["a"] * 600}
+    request = {"jsonrpc": "2.0", "id": 1, "method": "things.search", "params": params}
+    assert binder.from_request(json.dumps(request).encode()) is None
+    assert len(binder.from_rpc(params)["query"].tags) == 600
+
+
 def test_problems_and_rpc_codes_map_one_to_one() -> None:
     assert len({kind.code for kind in PLATFORM_ERRORS}) == len(PLATFORM_ERRORS)
     assert len({kind.rpc_code for kind in RPC_ERRORS}) == len(RPC_ERRORS)

@@ -10,6 +10,7 @@ import websockets
 
 from hw_server.embedded import Stack
 from tests.conftest import Running, Serve, until
+from tests.proxy import Proxy
 
 Token = Callable[[str], str]
 
@@ -131,6 +132,27 @@ async def test_leases_of_a_crashed_instance_run_out(serve: Serve, token: Token, 
             assert (now < ends <= now + 60, 0 < client.ttl(key) <= 60) == (True, True)
             client.zadd(key, {lease: now - 1})  # as if its time had passed
         assert await admitted(two, token("alice"))
+
+
+async def test_a_renewal_brings_no_lease_back(serve: Serve, token: Token, stack: Stack) -> None:
+    """A socket closes while its lease is renewed."""
+    limits = {"HW_RATELIMIT__SOCKETS_PER_USER": "1", "HW_REDIS__TIMEOUT": "10", **prefix()}
+    with (
+        Proxy.running(stack.ports.redis) as proxy,
+        serve(HW_REDIS__URL=f"redis://127.0.0.1:{proxy.port}", **limits) as running,
+    ):
+        async with running.socket(token("alice")):
+            proxy.hold_at = b"for i, key in ipairs(KEYS)"  # of the script that renews
+            await until(proxy.held.is_set, 40)
+        commands = 'redis_command_duration_seconds_count{purpose="sockets"}'
+
+        async def executed(count: int) -> bool:
+            return (await running.metrics())[commands] >= count
+
+        await until(lambda: executed(2))  # the first took the lease, this one gave it back
+        proxy.release.set()
+        await until(lambda: executed(3))
+        assert await until(lambda: admitted(running, token("alice")))
 
 
 @pytest.mark.parametrize(("mode", "status"), [("open", 200), ("closed", 503)])

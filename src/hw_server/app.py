@@ -98,7 +98,9 @@ def create_app(
     deadlines = Deadlines(settings.http.request_timeout)
     limits = settings.ratelimit
     hits = metrics.rate_limit_hits.labels("calls")
-    turns = parts.add(Turns, Turns(settings.database.pool_max, limits.calls_per_user, limits.waiting_per_user, hits))
+    capacity = settings.database.pool_max
+    per_user = min(limits.calls_per_user, max(1, capacity - 1))
+    turns = parts.add(Turns, Turns(capacity, per_user, limits.waiting_per_user, hits))
     failures = FailureLimit(settings.audit.failures_per_minute, metrics.audit_rows.labels("suppressed"))
     executor = Executor(
         features, parts, db, audit, parts[Outbox], deadlines, turns, failures, settings.audit.record_reads

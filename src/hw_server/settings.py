@@ -190,7 +190,10 @@ class RateLimitSettings(Group):
     )
     sockets_per_user: int = Field(100, ge=1, description="Open sockets per user, over all instances.")
     calls_per_user: int = Field(
-        8, ge=1, description="Calls of one user that use the database at the same time, per worker; others wait."
+        8,
+        ge=1,
+        description="Calls of one user that use the database at the same time, per worker; others wait. "
+        "Never all of `HW_DATABASE__POOL_MAX`.",
     )
     waiting_per_user: int = Field(
         200, ge=1, description="Calls of one user that wait at most, per worker; past it 429."

@@ -1,6 +1,7 @@
 """The limit on open sockets per user over all instances. Each socket holds a lease that its instance renews; leases of a
 crashed instance expire."""
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -66,12 +67,8 @@ class ConnectionLimiter:
     async def release(self, socket_id: str) -> None:
         """Best effort: a lease that cannot be deleted expires."""
         sub = self._held.pop(socket_id, None)
-        if sub is None:
-            return
-        try:
-            await self._redis.run("sockets", lambda client: client.zrem(self._keys.sockets(sub), socket_id))
-        except Unavailable:
-            return
+        if sub is not None:
+            await self._delete(socket_id, sub)
 
     async def renew(self, open_sockets: Iterable[str]) -> None:
         """Prolongs the leases of these sockets."""
@@ -84,3 +81,10 @@ class ConnectionLimiter:
                 await self._redis.run("sockets", lambda client, k=keys, a=args: RENEW.run(client, k, a))  # type: ignore[misc]
             except Unavailable:
                 return
+            for socket_id, sub in part:
+                if socket_id not in self._held:  # closed meanwhile, and perhaps released before it was renewed
+                    await self._delete(socket_id, sub)
+
+    async def _delete(self, socket_id: str, sub: str) -> None:
+        with contextlib.suppress(Unavailable):
+            await self._redis.run("sockets", lambda client: client.zrem(self._keys.sockets(sub), socket_id))
