@@ -1,7 +1,9 @@
 """A plain router of a feature is as safe as an operation."""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ from hw_server.operations import Feature
 from hw_server.settings import load
 from tests import files
 from tests.conftest import Running, Serve, until
+from tests.provider import Provider
 
 Token = Callable[[str], str]
 
@@ -94,6 +97,35 @@ async def test_refusals_and_failures_are_recorded(filing: Running, token: Token)
         async with filing.client(token(user) if user else None) as client:
             answer = await client.request(method, f"/api/files/{path}", json=json)
         assert [told(row) for row in await rows(filing, token, answer)] == [(user, *expected)]
+
+
+async def test_a_row_that_cannot_be_stored_costs_no_other(filing: Running, token: Token) -> None:
+    """They are written in one batch; PostgreSQL has no NUL."""
+    dropped = 'audit_rows_total{result="dropped"}'
+    async with filing.client() as nobody:
+        before = (await filing.metrics())[dropped]
+        reports = [nobody.post("/api/files/report", params={"about": about}) for about in ("1", "2", "\0", "3", "4")]
+        answers = await asyncio.gather(*reports)
+    for answer in (*answers[:2], *answers[3:]):
+        assert [row["action"] for row in await rows(filing, token, answer)] == ["files.reported"]
+    assert (await filing.metrics())[dropped] == before + 1
+
+
+@pytest.mark.parametrize(("folder", "status", "kept"), [("spill", 204, 1), ("file/spill", 503, 0)])
+async def test_a_change_waits_for_its_row_without_postgresql(
+    serve: Serve, provider: Provider, tmp_path: Path, folder: str, status: int, kept: int
+) -> None:
+    (tmp_path / "file").touch()  # in which no folder can be made
+    database = {"HW_DATABASE__URL": "postgresql://hw@127.0.0.1:1/none", "HW_DATABASE__MIGRATE_ON_START": "false"}
+    settings = {**files.SETTINGS, **provider.settings(), **database}
+    with serve(**settings, HW_AUDIT__SPILL_DIR=str(tmp_path / folder)) as running:
+        async with running.client(provider.token()) as client:
+            answer = await client.put(f"/api/files/{uuid.uuid4().hex}", content=b"hello")
+    assert (answer.status_code, spooled(tmp_path / "spill").count(b"files.upload")) == (status, kept)
+
+
+def spooled(folder: Path) -> bytes:
+    return b"".join(segment.read_bytes() for segment in folder.glob("*"))
 
 
 async def test_an_owner_is_told_so_in_words(filing: Running, token: Token) -> None:

@@ -44,6 +44,8 @@ async def search(words: list[str]) -> list[str]:
 
 
 @router.post("/report", operation_id="files.report", dependencies=[public(audit="never")])
-async def report(request: Request, trail: Annotated[AuditTrail, provided(AuditTrail)]) -> Response:
-    trail.record(action_row(call_of(request), "files.reported", "files", status=202))
+async def report(
+    request: Request, trail: Annotated[AuditTrail, provided(AuditTrail)], about: str = "files"
+) -> Response:
+    trail.record(action_row(call_of(request), "files.reported", about, status=202))
     return Response(status_code=202)

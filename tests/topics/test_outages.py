@@ -465,6 +465,21 @@ async def test_a_refused_event_is_a_dead_letter_and_the_others_go_on(
     assert dead_letters(environment) == []
 
 
+async def test_a_dead_letter_is_discarded_once(two: Running, alice: str, environment: dict[str, str]) -> None:
+    connection = await asyncpg.connect(environment["HW_DATABASE__URL"])
+    letter = 2**62  # which the sequence never reaches
+    await connection.execute(
+        "INSERT INTO topic_dead_letters (id, topic, data, error, created_at) VALUES ($1, 'rooms/9', '{}', 'test', now())",
+        letter,
+    )
+    await connection.close()
+    assert hw(environment, "discard", str(letter)) == "discarded\n"
+    for action in ("discard", "retry"):
+        with pytest.raises(subprocess.CalledProcessError) as refused:
+            hw(environment, action, str(letter))
+        assert refused.value.stderr == f"there is no dead letter {letter}\n"
+
+
 def dead_letters(environment: dict[str, str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in hw(environment, "list").splitlines()]
 
