@@ -1,35 +1,46 @@
 """The limit on open sockets per user over all instances. Each socket holds a lease that its instance renews; leases of a
 crashed instance expire."""
 
-import contextlib
+import asyncio
 from collections.abc import Iterable
-from typing import Any
+from contextlib import suppress
+from itertools import islice
+from typing import Literal
 
 from hw_server.errors import RateLimited, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.redis import CacheRedis, Keys
-from hw_server.redis.client import Script
+from hw_server.redis.batcher import BATCH, Batcher
+from hw_server.redis.client import DedicatedConnection, Script
 from hw_server.settings import RateLimitSettings
 
 LEASE = 60  # seconds
 RENEWAL = 20  # seconds
 
-ACQUIRE = Script("""
+# For each key an action on the lease of one socket. Returns for each whether the socket has it.
+LEASES = Script("""
 local now = tonumber(redis.call('TIME')[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[1]) then return 0 end
-redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[3])
-redis.call('EXPIRE', KEYS[1], tonumber(ARGV[2]))
-return 1
-""")
-RENEW = Script("""
-local ends = tonumber(redis.call('TIME')[1]) + tonumber(ARGV[1])
+local most, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
+local answers = {}
 for i, key in ipairs(KEYS) do
-  redis.call('ZADD', key, ends, ARGV[i + 1])
-  redis.call('EXPIRE', key, tonumber(ARGV[1]))
+  local action, socket = ARGV[2 * i + 1], ARGV[2 * i + 2]
+  local free = 1
+  if action == 'acquire' then
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+    if redis.call('ZCARD', key) >= most then free = 0 end
+  end
+  if action == 'release' then
+    redis.call('ZREM', key, socket)
+    free = 0
+  elseif free == 1 then
+    redis.call('ZADD', key, now + lease, socket)
+    redis.call('EXPIRE', key, lease)
+  end
+  answers[i] = free
 end
-return 1
+return answers
 """)
+Lease = tuple[Literal["acquire", "renew", "release"], str, str]  # what to do, sub, socket id
 
 
 class ConnectionLimiter:
@@ -37,18 +48,18 @@ class ConnectionLimiter:
 
     def __init__(self, settings: RateLimitSettings, redis: CacheRedis, keys: Keys, metrics: Metrics) -> None:
         self._settings = settings
-        self._redis = redis
         self._keys = keys
         self._hits = metrics.rate_limit_hits.labels("sockets")
         self._fallback = metrics.rate_limit_fallback.labels("sockets")
+        # In order: a lease that was released is not brought back by a renewal from before.
+        self._leases = Batcher[Lease, int](redis, "sockets", self._execute, metrics.service_failures.labels("sockets"))
         self._held: dict[str, str] = {}  # socket id -> sub
 
     async def acquire(self, sub: str, socket_id: str) -> None:
         """Takes a lease for a socket. Raises `RateLimited` when the user has as many as allowed, `Unavailable` without Redis
         where `ratelimit.on_redis_down` is `closed`."""
-        args: list[Any] = [self._settings.sockets_per_user, LEASE, socket_id]
         try:
-            free = await self._redis.run("sockets", lambda client: ACQUIRE.run(client, [self._keys.sockets(sub)], args))
+            free: int | bool = await self._leases.add(("acquire", sub, socket_id))
         except Unavailable:
             if self._settings.on_redis_down == "closed":
                 raise
@@ -68,23 +79,21 @@ class ConnectionLimiter:
         """Best effort: a lease that cannot be deleted expires."""
         sub = self._held.pop(socket_id, None)
         if sub is not None:
-            await self._delete(socket_id, sub)
+            with suppress(Unavailable):
+                await self._leases.add(("release", sub, socket_id))
 
     async def renew(self, open_sockets: Iterable[str]) -> None:
         """Prolongs the leases of these sockets."""
-        held = [(socket_id, self._held[socket_id]) for socket_id in open_sockets if socket_id in self._held]
-        for start in range(0, len(held), 500):
-            part = held[start : start + 500]
-            keys = [self._keys.sockets(sub) for _, sub in part]
-            args: list[Any] = [LEASE, *(socket_id for socket_id, _ in part)]
-            try:
-                await self._redis.run("sockets", lambda client, k=keys, a=args: RENEW.run(client, k, a))  # type: ignore[misc]
-            except Unavailable:
-                return
-            for socket_id, sub in part:
-                if socket_id not in self._held:  # closed meanwhile, and perhaps released before it was renewed
-                    await self._delete(socket_id, sub)
+        remaining = iter(open_sockets)
+        # A batch at a time, so that sockets that sign in do not wait behind all of them.
+        while part := [*islice(remaining, BATCH)]:
+            held = [(socket_id, self._held[socket_id]) for socket_id in part if socket_id in self._held]
+            renewals = [self._leases.add(("renew", sub, socket_id)) for socket_id, sub in held]
+            with suppress(Unavailable):
+                await asyncio.gather(*renewals)
 
-    async def _delete(self, socket_id: str, sub: str) -> None:
-        with contextlib.suppress(Unavailable):
-            await self._redis.run("sockets", lambda client: client.zrem(self._keys.sockets(sub), socket_id))
+    async def _execute(self, connection: DedicatedConnection, leases: list[Lease]) -> list[int]:
+        keys = [self._keys.sockets(sub) for _, sub, _ in leases]
+        actions = [text for action, _, socket_id in leases for text in (action, socket_id)]
+        free: list[int] = await LEASES.run(connection, keys, [self._settings.sockets_per_user, LEASE, *actions])
+        return free

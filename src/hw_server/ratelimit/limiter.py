@@ -1,26 +1,19 @@
-"""Sliding window counters in Redis, on Redis' own clock. Decisions that are asked for during one round trip share the next, so
-that a busy worker pays a fraction of a round trip for each."""
+"""Sliding window counters in Redis, on Redis' own clock."""
 
-import asyncio
 import math
 import time
 from collections import OrderedDict
-from contextvars import Context
 from ipaddress import IPv6Network
-from typing import Any, NamedTuple
-
-import structlog
+from typing import NamedTuple
 
 from hw_server.errors import RateLimited, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.redis import CacheRedis, Keys
-from hw_server.redis.client import Script
+from hw_server.redis.batcher import Batcher
+from hw_server.redis.client import DedicatedConnection, Script
 from hw_server.settings import RateLimitSettings
 
-log = structlog.get_logger()
-
 WINDOW = 60  # seconds
-BATCH = 128
 
 # Per key two counters, of this window and the one before; the older one counts for the part of it that the sliding
 # window still covers. Returns for each key: allowed, remaining, milliseconds until there is room or the window ends.
@@ -76,13 +69,9 @@ class Decision(NamedTuple):
     reset: int
 
 
-Pending = tuple[str, int, "asyncio.Future[Decision]"]  # key, limit, and who waits
-
-
 class RateLimiter:
     """Limits by scope (`http`, `ws`, `handshake`, `publish`) and caller. Without Redis a local window counts, or every request is
-    refused, as
-    `ratelimit.on_redis_down` says."""
+    refused, as `ratelimit.on_redis_down` says."""
 
     def __init__(self, settings: RateLimitSettings, redis: CacheRedis, keys: Keys, metrics: Metrics) -> None:
         self._settings = settings
@@ -97,9 +86,8 @@ class RateLimiter:
         self._hits = metrics.rate_limit_hits
         self._fallback = metrics.rate_limit_fallback
         self._local = LocalWindows()
-        self._failures = metrics.service_failures.labels("ratelimit")
-        self._pending: list[Pending] = []
-        self._flusher: asyncio.Task[None] | None = None
+        failures = metrics.service_failures.labels("ratelimit")
+        self._decisions = Batcher[tuple[str, int], Decision](redis, "ratelimit", self._evaluate, failures)
 
     async def check(self, scope: str, who: str) -> Decision:
         """Counts one request of `who`. Raises `RateLimited`, or `Unavailable` without Redis where `ratelimit.on_redis_down` is
@@ -109,7 +97,7 @@ class RateLimiter:
             decision = self._without_redis(scope, who, limit)
         else:
             try:
-                decision = await self._enqueue(self._keys.rate(scope, who), limit)
+                decision = await self._decisions.add((self._keys.rate(scope, who), limit))
             except Unavailable:
                 decision = self._without_redis(scope, who, limit)
         if not decision.allowed:
@@ -126,53 +114,14 @@ class RateLimiter:
         self._fallback.labels(scope).inc()
         return self._local.check(f"{scope}:{who}", limit)
 
-    def _enqueue(self, key: str, limit: int) -> "asyncio.Future[Decision]":
-        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self._pending.append((key, limit, future))
-        if self._flusher is None:
-            # Shared by several requests, so it logs in the name of none.
-            self._flusher = asyncio.create_task(self._flush(), name="ratelimit", context=Context())
-        return future
-
-    async def _flush(self) -> None:
-        """Runs until nothing is pending; a failure goes to the callers of its batch."""
-        try:
-            while self._pending:
-                batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
-                try:
-                    rows = await self._redis.run("ratelimit", lambda _, b=batch: _evaluate(self._redis.dedicated, b))  # type: ignore[misc]
-                    decisions = [
-                        Decision(bool(allowed), limit, remaining, math.ceil(wait / 1000))
-                        for (_, limit, _), (allowed, remaining, wait) in zip(
-                            batch, zip(*[iter(rows)] * 3, strict=True), strict=True
-                        )
-                    ]
-                except Unavailable as error:
-                    _fail(batch, error)
-                    continue
-                except Exception:
-                    # A defect, and of this batch alone: the others go on.
-                    log.exception("rate_limit_batch_failed", decisions=len(batch))
-                    self._failures.inc()
-                    _fail(batch, Unavailable("rate limits cannot be checked"))
-                    continue
-                for decision, (_, _, future) in zip(decisions, batch, strict=True):
-                    if not future.done():
-                        future.set_result(decision)
-        finally:
-            self._flusher = None
-
-
-def _fail(batch: list[Pending], error: Unavailable) -> None:
-    for _, _, future in batch:
-        if not future.done():
-            future.set_exception(error)
-
-
-async def _evaluate(client: Any, batch: list[Pending]) -> Any:
-    return await SLIDING_WINDOW.run(
-        client, [key for key, _, _ in batch], [WINDOW * 1000, *(limit for _, limit, _ in batch)]
-    )
+    @staticmethod
+    async def _evaluate(connection: DedicatedConnection, items: list[tuple[str, int]]) -> list[Decision]:
+        keys, limits = zip(*items, strict=True)
+        rows = await SLIDING_WINDOW.run(connection, [*keys], [WINDOW * 1000, *limits])
+        return [
+            Decision(bool(allowed), limit, remaining, math.ceil(wait / 1000))
+            for limit, (allowed, remaining, wait) in zip(limits, zip(*[iter(rows)] * 3, strict=True), strict=True)
+        ]
 
 
 class LocalWindows:

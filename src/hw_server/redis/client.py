@@ -20,13 +20,13 @@ log = structlog.get_logger()
 
 CIRCUIT_OPEN_TIME = 1.0  # seconds without attempts after a failure
 CONNECTIONS = 64  # at most, per database
-RESERVED = 8  # of them for the dedicated connection, the feed of revocations and health checks
+RESERVED = 8  # of them for dedicated connections, the feed of revocations and health checks
 T = TypeVar("T")
 FAILURES = (RedisError, OSError, TimeoutError)
 
 
 class RedisClient:
-    """`client` is redis-py's; `dedicated` one connection for a caller that sends one command at a time."""
+    """`client` is redis-py's."""
 
     def __init__(self, settings: RedisSettings, db: int, metrics: Metrics) -> None:
         self.client: Any = redis.Redis.from_url(
@@ -40,7 +40,6 @@ class RedisClient:
             max_connections=CONNECTIONS,
             client_name="hw-server",
         )
-        self.dedicated = DedicatedConnection(self.client)
         # redis-py's pool raises when it has no connection left; calls wait here instead.
         self._turns = asyncio.Semaphore(CONNECTIONS - RESERVED)
         self._metrics = metrics
