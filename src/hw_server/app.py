@@ -34,7 +34,7 @@ from hw_server.http.routes import OperationPaths, add_operations
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.observability.process import ProcessMonitor
-from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, FailureLimit, Feature, Turns
+from hw_server.operations import AuditTrail, CountCache, Deadlines, Executor, Failures, Feature, Turns
 from hw_server.operations.events import Outbox
 from hw_server.ratelimit import ConnectionLimiter, RateLimiter
 from hw_server.redis import AuthRedis, CacheRedis, Keys
@@ -98,10 +98,8 @@ def create_app(
     deadlines = Deadlines(settings.http.request_timeout)
     limits = settings.ratelimit
     hits = metrics.rate_limit_hits.labels("calls")
-    capacity = settings.database.pool_max
-    per_user = min(limits.calls_per_user, max(1, capacity - 1))
-    turns = parts.add(Turns, Turns(capacity, per_user, limits.waiting_per_user, hits))
-    failures = FailureLimit(settings.audit.failures_per_minute, metrics.audit_rows.labels("suppressed"))
+    turns = parts.add(Turns, Turns(settings.database.pool_max, limits.calls_per_user, limits.waiting_per_user, hits))
+    failures = Failures(audit, settings.audit.failures_per_minute, metrics.audit_rows.labels("suppressed"))
     executor = Executor(
         features, parts, db, audit, parts[Outbox], deadlines, turns, failures, settings.audit.record_reads
     )

@@ -19,7 +19,7 @@ from hw_server.operations import (
     AuditRow,
     AuditTrail,
     Call,
-    FailureLimit,
+    Failures,
     Feature,
     action_row,
     authorize,
@@ -31,7 +31,7 @@ MAX_RESOURCE = 255  # characters
 SIGN_IN = "sign-in"  # the name of the security scheme
 
 
-def guarded(feature: Feature, trail: AuditTrail, failures: FailureLimit, record_reads: bool) -> APIRouter:
+def guarded(feature: Feature, trail: AuditTrail, failures: Failures, record_reads: bool) -> APIRouter:
     """The feature's router with guarded copies of its routes, below `/api`. Raises ValueError for a route that says neither
     `require(...)` nor `public()`."""
     assert feature.router is not None
@@ -45,7 +45,7 @@ def guarded(feature: Feature, trail: AuditTrail, failures: FailureLimit, record_
 
 
 def _guarded_route(
-    feature: Feature, route: BaseRoute, trail: AuditTrail, failures: FailureLimit, record_reads: bool
+    feature: Feature, route: BaseRoute, trail: AuditTrail, failures: Failures, record_reads: bool
 ) -> BaseRoute:
     path = getattr(route, "path", "a router within its router")
     if not isinstance(route, APIRoute):
@@ -95,7 +95,7 @@ class _Guard:
         roles: list[str],
         trail: AuditTrail,
         audit: RouteAudit,
-        failures: FailureLimit | None,
+        failures: Failures | None,
     ) -> None:
         self._methods = route.methods or set()
         self._action = route.operation_id or route.name
@@ -139,13 +139,13 @@ class _Guard:
             self._trail.record(self._row(call, scope, status))
 
     def _record_failure(self, call: Call, scope: Scope, status: int, code: str | None = None) -> None:
-        if self._failures is not None and self._failures.allows(call):
-            outcome = "denied" if status in (401, 403) else "failure"
-            self._trail.record(self._row(call, scope, status, outcome, code))
+        if self._failures is not None:
+            self._failures.record(call, self._action, _resource(call, scope), status, code)
 
-    def _row(
-        self, call: Call, scope: Scope, status: int, outcome: str = "success", error: str | None = None
-    ) -> AuditRow:
-        path = "".join(letter for letter in scope["path"] if letter.isprintable())
-        resource = call.resource or path.removeprefix("/api/")[:MAX_RESOURCE]
-        return action_row(call, self._action, resource, outcome=outcome, status=status, error=error)
+    def _row(self, call: Call, scope: Scope, status: int) -> AuditRow:
+        return action_row(call, self._action, _resource(call, scope), status=status)
+
+
+def _resource(call: Call, scope: Scope) -> str:
+    path = "".join(letter for letter in scope["path"] if letter.isprintable())
+    return call.resource or path.removeprefix("/api/")[:MAX_RESOURCE]

@@ -1,6 +1,6 @@
 """The heart: one declaration of an operation makes an HTTP route and a JSON-RPC method."""
 
-from hw_server.operations.audit import AuditRow, AuditTrail, FailureLimit, action_row
+from hw_server.operations.audit import AuditRow, AuditTrail, Failures, action_row
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
 from hw_server.operations.declaration import PUBLIC, SIGNED_IN, Operation, Operations, role_in_words
@@ -30,7 +30,7 @@ __all__ = [
     "Deadlines",
     "Events",
     "Executor",
-    "FailureLimit",
+    "Failures",
     "Feature",
     "History",
     "Id",

@@ -59,21 +59,6 @@ def action_row(
     )
 
 
-class FailureLimit:
-    """Bounds the rows of refusals and failures, which a caller can have without end; what goes without is counted."""
-
-    def __init__(self, per_minute: int, suppressed: Counter) -> None:
-        self._rates = Rates(per_minute)
-        self._suppressed = suppressed
-
-    def allows(self, call: Call) -> bool:
-        """Whether there is room for another row of this caller or, where there is none, of this address."""
-        if self._rates.take(call.caller.sub if call.caller else f"address:{client_key(call.client_ip)}"):
-            return True
-        self._suppressed.inc()
-        return False
-
-
 class AuditTrail(Protocol):
     def record(self, row: AuditRow) -> None:
         """Puts a row into the bounded queue; never waits."""
@@ -84,3 +69,20 @@ class AuditTrail(Protocol):
 
     async def write(self, row: AuditRow) -> None:
         """Returns once the row is durable, in PostgreSQL or on disk; raises `Unavailable` where neither takes it."""
+
+
+class Failures:
+    """Records refusals and failures, which a caller can have without end: so many a minute of each. Others are only counted."""
+
+    def __init__(self, trail: AuditTrail, per_minute: int, suppressed: Counter) -> None:
+        self._trail = trail
+        self._rates = Rates(per_minute)
+        self._suppressed = suppressed
+
+    def record(self, call: Call, action: str, resource: str | None, status: int, code: str | None = None) -> None:
+        """Counts for the caller or, where there is none, for the address."""
+        if not self._rates.take(call.caller.sub if call.caller else f"address:{client_key(call.client_ip)}"):
+            self._suppressed.inc()
+            return
+        outcome = "denied" if status in (401, 403) else "failure"
+        self._trail.record(action_row(call, action, resource, outcome=outcome, status=status, error=code))

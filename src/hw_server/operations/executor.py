@@ -18,7 +18,7 @@ from hw_server.errors import (
     Unauthenticated,
     Unavailable,
 )
-from hw_server.operations.audit import AuditRow, AuditTrail, FailureLimit, action_row
+from hw_server.operations.audit import AuditRow, AuditTrail, Failures, action_row
 from hw_server.operations.binding import Binder
 from hw_server.operations.call import Call
 from hw_server.operations.deadlines import Deadlines
@@ -63,7 +63,7 @@ class Executor:
         outbox: Outbox,
         deadlines: Deadlines,
         turns: Turns,
-        failures: FailureLimit,
+        failures: Failures,
         record_reads: bool,
     ) -> None:
         self._db = db
@@ -231,10 +231,8 @@ class Executor:
     def _record_failure(
         self, operation: Operation, call: Call, arguments: dict[str, Any] | None, error: DomainError
     ) -> None:
-        if not self._failures.allows(call):
-            return
-        outcome = "denied" if isinstance(error, Unauthenticated | Forbidden) else "failure"
-        self._audit.record(_row(operation, call, arguments, None, outcome, error.status, error.code))
+        resource = _resource(operation, call, arguments, None)
+        self._failures.record(call, operation.name, resource, error.status, error.code)
 
 
 def _who(call: Call) -> str:
@@ -254,27 +252,14 @@ def authorize(role: str | None, call: Call) -> None:
         raise Forbidden(f"the role {role} is required")
 
 
-def _row(
-    operation: Operation,
-    call: Call,
-    arguments: dict[str, Any] | None,
-    value: Any,
-    outcome: str = "success",
-    status: int | None = None,
-    error: str | None = None,
-) -> AuditRow:
-    return action_row(
-        call,
-        operation.name,
-        call.resource or _resource(operation, call, arguments, value),
-        outcome=outcome,
-        status=operation.status if status is None else status,
-        error=error,
-    )
+def _row(operation: Operation, call: Call, arguments: dict[str, Any] | None, value: Any) -> AuditRow:
+    return action_row(call, operation.name, _resource(operation, call, arguments, value), status=operation.status)
 
 
 def _resource(operation: Operation, call: Call, arguments: dict[str, Any] | None, value: Any) -> str | None:
-    """`authors/42`: the path with its fields filled in, and the new row's id after a create."""
+    """`authors/42`: the path with its fields filled in, and the new row's id after a create; or what the operation named."""
+    if call.resource:
+        return call.resource
     path = operation.path.removeprefix("/")
     if "{" in path and arguments is not None:
         path = path.format_map(arguments)

@@ -12,11 +12,12 @@ from hw_server.errors import RateLimited
 
 
 class Turns:
-    """`capacity` calls at the same time, `per_caller` of one caller; `waiting_per_caller` of each wait, and more are refused."""
+    """`capacity` calls at the same time, `per_caller` of one caller, which is less than all where there is more than one;
+    `waiting_per_caller` of each wait, and more are refused."""
 
     def __init__(self, capacity: int, per_caller: int, waiting_per_caller: int, refused: Counter) -> None:
         self._free = capacity
-        self._per_caller = per_caller
+        self._per_caller = min(per_caller, max(1, capacity - 1))
         self._waiting_per_caller = waiting_per_caller
         self._refused = refused
         self._running: dict[str, int] = {}

@@ -6,13 +6,13 @@ import time
 from starlette.types import Message, Receive, Scope, Send
 
 from hw_server.admission import Accounting, Admission
-from hw_server.errors import DomainError, NotFound, OriginNotAllowed, Timeout, Unauthenticated, Unavailable
+from hw_server.errors import DomainError, NotFound, OriginNotAllowed, Timeout, Unavailable
 from hw_server.http.addresses import Hosts, client_address, header, origin
 from hw_server.http.middleware import add_default_headers, request_id_of
 from hw_server.http.problems import problem_response
 from hw_server.observability.logging import current_call
 from hw_server.observability.metrics import Metrics
-from hw_server.operations import AuditTrail, Call, FailureLimit, action_row
+from hw_server.operations import AuditTrail, Call, Failures, action_row
 from hw_server.ratelimit import Rate
 from hw_server.settings import Settings
 from hw_server.ws.codes import CloseCode
@@ -37,7 +37,7 @@ class WebSocketEndpoint:
         admission: Admission,
         sign_in: SignIn,
         audit: AuditTrail,
-        failures: FailureLimit,
+        failures: Failures,
         accounting: Accounting,
     ) -> None:
         self._settings = settings.ws
@@ -114,9 +114,7 @@ class WebSocketEndpoint:
             assert call.caller is not None
             await self._sign_in.accept(connection, call.caller)
         except DomainError as error:
-            if self._failures.allows(call):
-                outcome = "denied" if isinstance(error, Unauthenticated) else "failure"
-                self._audit.record(action_row(call, ACTION, outcome=outcome, status=error.status, error=error.code))
+            self._failures.record(call, ACTION, None, error.status, error.code)
             raise
         self._audit.record(action_row(call, ACTION, f"sessions/{call.caller.session_id}", status=200))
 
