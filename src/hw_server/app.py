@@ -83,7 +83,7 @@ def create_app(
     authentication = parts.add(Authentication, Authentication(verifier, revocations))
     limiter = parts.add(RateLimiter, RateLimiter(settings.ratelimit, cache, keys, metrics))
     connection_limiter = parts.add(ConnectionLimiter, ConnectionLimiter(settings.ratelimit, cache, keys, metrics))
-    parts.add(CountCache, CountCache(cache, keys))
+    parts.add(CountCache, CountCache(cache, keys, metrics))
     health = parts.add(Health, Health(db, cache, auth, signing_keys, metrics))
     hub = parts.add(Hub, Hub(settings.ws, connection_limiter, metrics))
     revocations.listeners.append(hub.on_revoked)

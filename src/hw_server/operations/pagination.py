@@ -1,18 +1,20 @@
 """Pages of a list: by number with a cached total, or by keyset cursor."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import Context
 from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hw_server.errors import Unavailable
+from hw_server.observability.metrics import Metrics
 from hw_server.operations.sorting import Sort
 from hw_server.redis import CacheRedis, Keys
+from hw_server.redis.batcher import Batcher
+from hw_server.redis.client import DedicatedConnection, Script
 
 T = TypeVar("T")
 COUNT_LIFETIME = 10  # seconds; the longest a total may lag behind a write that another instance made meanwhile
+DELETE = Script("return redis.call('DEL', unpack(KEYS))")
 
 
 class CursorQuery(BaseModel):
@@ -71,11 +73,10 @@ class Page(BaseModel, Generic[T]):
 class CountCache:
     """Numbers of rows, cached in Redis for a few seconds and invalidated by writes. Without Redis every total is counted."""
 
-    def __init__(self, redis: CacheRedis, keys: Keys) -> None:
+    def __init__(self, redis: CacheRedis, keys: Keys, metrics: Metrics) -> None:
         self._redis = redis
         self._keys = keys
-        self._pending: dict[str, asyncio.Task[Unavailable | None]] = {}
-        self._turn = asyncio.Lock()
+        self._deletions = Batcher[str, None](redis, "totals", self._delete, metrics.service_failures.labels("totals"))
 
     async def get(self, name: str, query: PageQuery, count: Callable[[], Awaitable[int]]) -> int | None:
         """The cached total of the list `name` under the filters of `query`, else what `count` returns; None where no page
@@ -108,21 +109,11 @@ class CountCache:
         """A call for `AfterCommit`. Writers at the same time share a round trip, always one sent after their commit."""
 
         async def delete() -> None:
-            pending = self._pending.get(name)
-            if pending is None:
-                # Shared by several requests, so it logs in the name of none.
-                pending = asyncio.create_task(self._delete(name), name="count-cache", context=Context())
-                self._pending[name] = pending
-            if (failure := await asyncio.shield(pending)) is not None:
-                raise failure
+            await self._deletions.add(self._keys.totals(name))
 
         return delete
 
-    async def _delete(self, name: str) -> Unavailable | None:
-        async with self._turn:
-            del self._pending[name]  # a write that commits from now on needs a later round trip
-            try:
-                await self._redis.run("totals", lambda client: client.delete(self._keys.totals(name)))
-            except Unavailable as failure:
-                return failure
-            return None
+    @staticmethod
+    async def _delete(connection: DedicatedConnection, keys: list[str]) -> list[None]:
+        await DELETE.run(connection, [*{*keys}], [])
+        return [None] * len(keys)
