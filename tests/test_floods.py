@@ -362,6 +362,23 @@ def test_an_upgrade_out_of_bounds_is_answered(server: Running, token: Token, mor
         assert client.statuses() == [status]
 
 
+@pytest.mark.parametrize(
+    ("path", "agent", "status"),
+    [
+        ("/web", b"caf\xc3\xa9 \t", 101),
+        ("/web?q=%C3%A9", b"\xff", 101),
+        ("/web\xe9", b"x", 400),
+        ("/web", b"a\x7fb", 400),
+        ("/web", b"a\x01b", 400),
+    ],
+)
+def test_an_upgrade_with_odd_bytes_is_answered(server: Running, path: str, agent: bytes, status: int) -> None:
+    with RawClient(server.url) as client:
+        lines = head("GET /web HTTP/1.1", UPGRADE).replace(b"/web", path.encode("latin-1"))
+        client.send(lines.replace(b"\r\n\r\n", b"\r\nUser-Agent: %s\r\n\r\n" % agent))
+        assert client.response()[0] == status
+
+
 def test_an_upgrade_of_another_method_is_answered(server: Running) -> None:
     with RawClient(server.url) as client:
         client.send(head("POST /web HTTP/1.1", UPGRADE))

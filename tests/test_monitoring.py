@@ -1,5 +1,6 @@
 """Alerts: proven by promtool, on series that are really exported."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from docker.grafana import runbook
 
 from hw_server.ws.codes import PLATFORM_ERRORS, CloseCode
 from tests.conftest import PROJECT, Running
@@ -38,7 +40,7 @@ def check(promtool: str, *arguments: str, folder: Path = PROMETHEUS) -> subproce
 
 def test_there_are_sixteen_alerts_in_eight_groups() -> None:
     assert (len(NAMES), len(re.findall(r"- name: ", ALERTS))) == (16, 8)
-    for part in ("severity:", "summary:", "description:", "runbook:"):
+    for part in ("severity:", "summary:", "description:", "runbook_url:"):
         assert ALERTS.count(part) == 16
         assert PAGING.count(part) == len(PAGES)
 
@@ -90,4 +92,17 @@ def test_rejections_are_outcomes_that_exist() -> None:
 def test_every_alert_has_its_runbook() -> None:
     text = (PROJECT / "docs/deployment/monitoring.md").read_text()
     assert re.findall(r"^### (\w+)$", text, re.M) == NAMES + PAGES
-    assert re.findall(r'runbook: "docs/deployment/monitoring.md#(\w+)"', PAGING) == [name.lower() for name in PAGES]
+    board = json.loads(runbook.BOARD.read_text())
+    assert board == runbook.board(text), "run: python docker/grafana/runbook.py"
+    assert [panel["title"] for panel in board["panels"]] == NAMES + PAGES
+    assert re.findall(r'runbook_url: "{{ \$externalLabels.grafana }}(.+)"', ALERTS + PAGING) == [
+        runbook.address(name) for name in NAMES + PAGES
+    ]
+
+
+def test_panels_lead_to_runbooks() -> None:
+    boards = [json.loads(path.read_text()) for path in runbook.BOARD.parent.glob("*-metrics.json")]
+    links = [link for board in boards for panel in board["panels"] for link in panel.get("links", ())]
+    led = {link["title"].removeprefix("Runbook: "): link["url"] for link in links}
+    assert led == {alert: runbook.address(alert) for alert in led}
+    assert {*NAMES, *PAGES} - {*led} == {"MonitoringDown", "BackupTooOld"}  # no panel shows these
