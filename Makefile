@@ -57,6 +57,8 @@ format: venv ## Mend the style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 audit: .venv/audit/complete ## Look every pinned package up among the known vulnerabilities of osv.dev
+	@.venv/audit/bin/python -c 'import requests; requests.head("https://api.osv.dev", timeout=20)' 2>/dev/null || \
+	    { echo "api.osv.dev is out of reach; behind a proxy set HTTPS_PROXY"; exit 1; }
 	@.venv/audit/bin/pip-audit --progress-spinner off --disable-pip --require-hashes --vulnerability-service osv \
 	    $(foreach file,base dev keycloak audit,-r requirements/$(file).txt) $(ARGS)
 

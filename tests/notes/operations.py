@@ -26,6 +26,13 @@ async def list_notes(db: Read, query: NoteQuery, counts: Provided[CountCache]) -
     return NotePage.from_rows(rows, query, repository.SORT, total)
 
 
+# Before the literal paths beside it, which are matched first all the same.
+@operations.get("notes.get", "/{id}", role=NOTES_READ)
+async def get_note(db: Read, id: Id) -> Note:
+    """Get a note."""
+    return _existing(await repository.by_id(db, id), id)
+
+
 @operations.get("notes.count", "/count", public=True)
 async def count_notes(db: Read, caller: Principal | None) -> NoteCount:
     """Count all notes, for anybody."""
@@ -55,12 +62,6 @@ async def announce_note(db: Write, body: NoteCreate, after: AfterCommit) -> Note
 
     after.append(fail)
     return await repository.insert(db, body)
-
-
-@operations.get("notes.get", "/{id}", role=NOTES_READ)
-async def get_note(db: Read, id: Id) -> Note:
-    """Get a note."""
-    return _existing(await repository.by_id(db, id), id)
 
 
 @operations.put("notes.replace", "/{id}", role=NOTES_WRITE)

@@ -13,7 +13,7 @@ import pytest
 
 from hw_client import Client, Event
 from tests.conftest import PROJECT, until
-from tests.stack.conftest import V2, blocks, containers, load, operate, run, sign_in, wait_until_routed
+from tests.stack.conftest import V2, blocks, containers, inside, load, operate, run, sign_in, wait_until_routed
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("replicas")]
 OVERLAYS = ("docker/docker-compose.replicas.yml", "tests/stack/loopback.yml")
@@ -141,6 +141,26 @@ async def test_redis_away_fails_nothing() -> None:
     assert set(answers.kinds()) == {"200 application/json"}, answers.kinds()
 
 
+def leases() -> int:
+    """Sockets that count for a user's limit now."""
+    count = """local n, now = 0, redis.call('TIME')[1]
+    for _, key in ipairs(redis.call('KEYS', '*sockets:*')) do n = n + redis.call('ZCOUNT', key, '(' .. now, '+inf') end
+    return n"""
+    return int(inside("hw-redis", "redis-cli", "EVAL", count, "0"))
+
+
+async def counted(sockets: int) -> None:
+    async def same() -> bool:
+        return await asyncio.to_thread(leases) == sockets
+
+    await until(same, 70)
+
+
+async def create(client: httpx.AsyncClient, count: int) -> list[str]:
+    answers = [await client.post("/api/authors", json={"name": str(uuid.uuid4())}) for _ in range(count)]
+    return [answer.json()["name"] for answer in answers]
+
+
 async def test_a_replica_that_is_killed_costs_what_it_was_answering() -> None:
     victim = servers()[0]
     async with through_traefik() as client, load(client, "/api/authors?per_page=5") as answers:
@@ -151,3 +171,18 @@ async def test_a_replica_that_is_killed_costs_what_it_was_answering() -> None:
         await asyncio.sleep(3)
     assert answers.failed_for() <= 4, json.dumps(answers.kinds())
     assert answers.kinds()["404 text/plain"] == 0
+
+
+async def test_sockets_of_a_killed_replica_come_back_elsewhere_and_count_for_a_lease() -> None:
+    victim = servers()[0]
+    await counted(0)
+    async with through_traefik() as client, subscribers(6) as heard:
+        written = await create(client, 5)
+        await asyncio.to_thread(run, "docker", "kill", victim)
+        await asyncio.sleep(4)  # until Traefik no longer asks it
+        written += await create(client, 5)
+        await until(lambda: all(len(items) >= 10 for items in heard), 30)
+        assert leases() > 6
+        await counted(6)
+        await asyncio.to_thread(run, "docker", "start", victim)
+    assert [names_of(items) for items in heard] == [written] * 6

@@ -2,7 +2,7 @@
 executor, without FastAPI's dependency solving."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Annotated, Any
 
@@ -75,7 +75,7 @@ class OperationPaths:
 def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect, max_members: int) -> None:
     """Adds a route below `/api` for each operation that HTTP speaks. Raises ValueError where two have the same."""
     by_path: dict[str, dict[str, ASGIApp]] = {}
-    for bound in executor.operations.values():
+    for bound in _by_precedence(executor.operations.values()):
         operation = bound.operation
         if operation.method == RPC:
             continue
@@ -85,6 +85,16 @@ def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect
             raise ValueError(f"operation {operation.name}: {operation.method} {operation.path} is declared twice")
         handlers[operation.method] = partial(_handle, executor, bound, max_members)
         _add_route(router, bound, handlers if first else {}, sign_in)
+
+
+def _by_precedence(operations: Collection[BoundOperation]) -> list[BoundOperation]:
+    """Within a tag `/authors/newest` before `/authors/{id}`, whichever is declared first: the first route that matches is taken."""
+    tags = [bound.operation.tag for bound in operations]
+
+    def precedence(bound: BoundOperation) -> tuple[int, list[bool]]:
+        return tags.index(bound.operation.tag), [part.startswith("{") for part in bound.operation.path.split("/")]
+
+    return sorted(operations, key=precedence)
 
 
 def _add_route(router: APIRouter, bound: BoundOperation, handlers: dict[str, ASGIApp], sign_in: OpenIdConnect) -> None:
