@@ -198,8 +198,8 @@ async def test_a_killed_server_fails_only_what_it_was_asked(replicas: Replicas) 
         os.kill(replicas.pids()["hw-server-2"], signal.SIGKILL)
         await load.more(300)
     assert await replicas.unanswered() > 0
-    # Each writer waits for one answer at a time.
-    assert max(len(failures) for failures in load.failures) <= 1
+    # Each writer waits for one answer at a time. Traefik may give its next request to a connection whose end it has not read yet.
+    assert max(len(failures) for failures in load.failures) <= 2
     assert not [failure for failures in load.failures for failure in failures if "502" not in failure]
     assert replicas.pids()["hw-server-2"] is None
     await replicas.up()

@@ -9,13 +9,13 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from websockets.http11 import MAX_LINE_LENGTH
 
 from hw_server.http.middleware import CALL
 from hw_server.observability.metrics import Metrics
 from hw_server.settings import HttpSettings
 
 MAX_HEADERS = 128
-MAX_UPGRADE_LINE = 8192  # bytes of a line in the head of an upgrade
 PIECE = 2048  # bytes parsed before the length of the pipeline is looked at again
 MAX_QUEUED = 8  # requests, besides the one in progress and those of one piece
 DRAIN_BYTES = 1_048_576  # of a body whose request was answered before it was whole, or after an error
@@ -235,13 +235,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.url = (target.path or b"/") + (b"?" + target.query if target.query else b"")
 
     def _check_upgrade(self, version: str) -> None:
-        """After the head of an upgrade llhttp reads no body."""
+        """After the head of an upgrade llhttp reads no body, and the handshake's parser takes shorter lines."""
         for name, value in self.headers:
             if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
                 self._stop_parser(BAD_REQUEST)
         if self._should_upgrade():
             longest = max(len(name) + len(value) for name, value in self.headers)
-            if max(longest, len(self.url) + 16) + 8 > MAX_UPGRADE_LINE:
+            if max(longest, len(self.url) + 16) + 8 > MAX_LINE_LENGTH:
                 self._stop_parser(TOO_LARGE)
             if version != "1.1" or self._busy:
                 self._stop_parser(BAD_REQUEST)
@@ -266,13 +266,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._ended = True  # answered as if nothing had been asked; what follows cannot be parsed
             return
         self._stop_timer()
-        self.connections.discard(self)
-        protocol: Any = self.ws_protocol_class(self.config, self.server_state, self.app_state)  # type: ignore[misc, call-arg]
-        protocol.connection_made(self.transport)
-        self.transport.set_protocol(protocol)
-        protocol.upgrade(self.parser.get_method(), self.url, self.headers)
+        self.handle_websocket_upgrade()
         if rest and not self.transport.is_closing():
-            protocol.data_received(rest)
+            self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
 
     # Out
 

@@ -3,20 +3,16 @@ connection's owner, a frame straight to the transport, and no input costs more t
 handshake, the answer to a close frame and keep-alive stay uvicorn's."""
 
 import struct
-from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.datastructures import Headers
-from websockets.exceptions import InvalidHeaderValue, ProtocolError
+from websockets.exceptions import ProtocolError
 from websockets.frames import (  # type: ignore[attr-defined]
     Close,
     Frame,
     Opcode,
     apply_mask,
 )
-from websockets.http11 import Request
-from websockets.protocol import Protocol as FrameParser
 
 from hw_server.ws.codes import CloseCode
 
@@ -77,6 +73,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             self._discarded += len(data)
             if self._discarded > MAX_DISCARDED:
                 self.transport.abort()
+        elif not self.handshake_initiated:
+            self._read_head(data)
         elif self.receiver is None or self._held or not self.receiver.ready:
             # Nothing is handled before the handshake is answered, and nothing is read meanwhile.
             self._held = self._held[self._offset :] + data
@@ -90,19 +88,13 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
                 data, self._partial = bytes(self._partial), None
                 self._read(data, 0)
 
-    def upgrade(self, method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Begins the handshake with a head that the HTTP protocol has parsed. What cannot be used of it is answered 400."""
-        try:
-            fields = Headers([(name.decode(), value.decode("latin-1").strip(" \t")) for name, value in headers])
-            request = Request(target.decode("ascii"), fields, method.decode())
-        except (InvalidHeaderValue, UnicodeDecodeError):
+    def _read_head(self, data: bytes) -> None:
+        """The head comes whole, from uvicorn's HTTP protocol; the library says nothing where it cannot use it."""
+        super().data_received(data)
+        if not self.handshake_initiated:
             self._ended = True
             self.transport.write(BAD_REQUEST)
             self.transport.close()
-            return
-        self.conn.parser = FrameParser.parse(self.conn)  # there is no head to come: for the answer to a close frame
-        next(self.conn.parser)
-        self.handle_connect(request)
 
     def _read(self, data: bytes, position: int) -> None:
         """Hands on whole frames; keeps the rest."""
