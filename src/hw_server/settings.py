@@ -264,7 +264,7 @@ class BackupSettings(Group):
         None, description="PostgreSQL address of a superuser, for `hw backup` and `hw restore` alone."
     )
     password: SecretStr | None = Field(None, description="Password, if not part of `backup.url`.")
-    databases: Names = Field(("hw_db", "keycloak"), description="Databases to back up, comma separated.")
+    databases: Names = Field((), description="Databases to back up, comma separated; without any: all but `postgres`.")
     dir: Path = Field(Path(".hw/backups"), description="Folder of the backups.")
     keep: int = Field(14, ge=1, le=10_000, description="Backups kept in the folder; older ones are deleted.")
     target: str | None = Field(

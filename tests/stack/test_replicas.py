@@ -1,7 +1,7 @@
 """Three replicas by docker-compose.replicas.yml: found by all who look for them, restarted one after the other, killed."""
 
 import asyncio
-import json
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -43,21 +43,29 @@ def through_traefik() -> httpx.AsyncClient:
 
 
 @asynccontextmanager
-async def subscribers(count: int) -> AsyncIterator[list[list[Any]]]:
-    """What each of so many sockets hears of the topic `authors`; they reconnect as any client does."""
+async def subscribers(count: int, streams: int = 0) -> AsyncIterator[list[list[Any]]]:
+    """What each of so many, the last of them by event streams, hears of the topic `authors`; they reconnect as any client does."""
     heard: list[list[Any]] = [[] for _ in range(count)]
     # One for all: Keycloak takes many sign-ins of a user at the same moment for an attack.
     token = str(sign_in("alice")["access_token"])
 
-    async def listen(ready: asyncio.Event, items: list[Any]) -> None:
-        async with Client("http://127.0.0.1", token=token) as client, client.subscribe("authors") as events:
-            await client.call("ping")
+    async def listen(ready: asyncio.Event, items: list[Any], stream: bool) -> None:
+        client = Client("http://127.0.0.1", token=token)
+        async with contextlib.AsyncExitStack() as stack:
+            if stream:
+                events: Any = await stack.enter_async_context(client.events("authors"))
+            else:
+                await stack.enter_async_context(client)
+                events = await stack.enter_async_context(client.subscribe("authors"))
             ready.set()
             async for event in events:
                 items.append(event)
 
     readies = [asyncio.Event() for _ in heard]
-    tasks = [asyncio.create_task(listen(*pair)) for pair in zip(readies, heard, strict=True)]
+    tasks = [
+        asyncio.create_task(listen(ready, items, place >= count - streams))
+        for place, (ready, items) in enumerate(zip(readies, heard, strict=True))
+    ]
     await asyncio.wait_for(asyncio.gather(*(ready.wait() for ready in readies)), 30)
     try:
         yield heard
@@ -115,20 +123,16 @@ async def test_prometheus_finds_every_replica() -> None:
 async def test_a_rolling_restart_fails_nothing(tmp_path: Path) -> None:
     before = {containers()[name]["Id"] for name in servers()}
     script = blocks("Several servers: restart and upgrade", "docs/deployment/docker.md")
-    async with (
-        through_traefik() as client,
-        subscribers(6) as heard,
-        writing(client) as written,
-        load(client, "/api/authors?per_page=5") as answers,
-    ):
-        await asyncio.sleep(2)
-        await asyncio.to_thread(operate, script, tmp_path, " ".join(FILES[2:]))
-        await asyncio.sleep(5)
+    async with through_traefik() as client, subscribers(9, streams=3) as heard:
+        async with writing(client) as written, load(client, "/api/authors?per_page=5") as answers:
+            await asyncio.sleep(2)
+            await asyncio.to_thread(operate, script, tmp_path, " ".join(FILES[2:]))
+            await asyncio.sleep(5)
+        await until(lambda: all(len(items) >= len(written) for items in heard), 60)
     assert {containers()[name]["Id"] for name in servers()}.isdisjoint(before)
     assert set(answers.kinds()) == {"200 application/json"}, answers.kinds()
     assert len(written) > 100
-    for items in heard:
-        assert names_of(items)[: len(written)] == written[: len(items)]
+    assert [names_of(items) == written for items in heard] == [True] * 9
 
 
 async def test_redis_away_fails_nothing() -> None:
@@ -169,8 +173,22 @@ async def test_a_replica_that_is_killed_costs_what_it_was_answering() -> None:
         await asyncio.sleep(8)
         await asyncio.to_thread(run, "docker", "start", victim)
         await asyncio.sleep(3)
-    assert answers.failed_for() <= 4, json.dumps(answers.kinds())
-    assert answers.kinds()["404 text/plain"] == 0
+    # Of 20 a second; Traefik sends what it cannot deliver to the next replica.
+    assert answers.kinds().total() - answers.kinds()["200 application/json"] <= 3, answers.kinds()
+
+
+async def test_a_replica_of_the_release_before_starts_beside_a_newer_schema() -> None:
+    def revision(sql: str) -> None:
+        inside("hw-server-shell", "psql", "postgresql://postgres:postgres@hw-db/hw_db", "-c", sql)
+
+    revision("CREATE TABLE kept AS SELECT version_num FROM alembic_version")
+    revision("UPDATE alembic_version SET version_num = '299912310000'")
+    try:
+        run("docker", "restart", "-t", "30", servers()[0])
+        await until(lambda: containers()[servers()[0]]["State"]["Health"]["Status"] == "healthy", 60)
+    finally:
+        revision("UPDATE alembic_version SET version_num = (SELECT version_num FROM kept)")
+        revision("DROP TABLE kept")
 
 
 async def test_sockets_of_a_killed_replica_come_back_elsewhere_and_count_for_a_lease() -> None:

@@ -211,6 +211,8 @@ def test_grafana_reads_the_audit_trail_and_nothing_else() -> None:
         told = run("docker", "exec", "hw-server-shell", "psql", url, "-c", query, check=False)
         assert (told.returncode == 0) == (query not in refused), query
     assert inside("hw-server-shell", "psql", url, "-tAc", "SHOW statement_timeout").strip() == "15s"
+    limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'grafana'"
+    assert inside("hw-server-shell", "psql", url, "-tAc", limit).strip() == "10"
     keycloak = "postgresql://grafana:grafana@hw-db/keycloak"
     assert run("docker", "exec", "hw-server-shell", "psql", keycloak, "-c", "SELECT 1", check=False).returncode != 0
 

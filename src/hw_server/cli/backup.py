@@ -1,11 +1,15 @@
 """`hw backup`, `hw restore`: every database with its roles, by PostgreSQL's own programs."""
 
+import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,6 +73,9 @@ def _serve(settings: Settings) -> None:
     size = Gauge("backup_size_bytes", "Bytes of all backups kept.", registry=registry)
     size.set_function(lambda: float(sum(file.stat().st_size for file in settings.backup.dir.glob("*/*"))))
     start_http_server(settings.backup.metrics_port, registry=registry)
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(0)
+    )  # the first process of a container has no other end by a signal
     while True:
         wait = _newest(settings.backup) + settings.backup.interval_hours * 3600 - time.time()
         if wait > 0:
@@ -92,9 +99,25 @@ def _complete(settings: BackupSettings) -> list[Path]:
     return sorted(path for path in settings.dir.glob("*") if NAME.fullmatch(path.name))
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One backup at a time writes into a folder, and may clear away what an interrupted one has left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackupError(f"another one is being written to {folder}; wait for its end") from None
+        yield
+
+
 def _backup(settings: Settings) -> Path:
+    with _alone(settings.backup.dir):
+        return _write_backup(settings.backup)
+
+
+def _write_backup(own: BackupSettings) -> Path:
     """A folder has its name once all is in it and at the target."""
-    own = settings.backup
     path = own.dir / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     partial = path.with_suffix(".partial")
     for left in own.dir.glob("*.partial"):
@@ -102,7 +125,7 @@ def _backup(settings: Settings) -> Path:
     partial.mkdir(parents=True, mode=0o700)
     postgres = _Postgres(own)
     (partial / "roles.sql").write_bytes(postgres.run(*ROLES))
-    for database in own.databases:
+    for database in own.databases or postgres.lines(DATABASES):
         postgres.run("pg_dump", "-Fc", "-f", str(partial / f"{database}.dump"), database=database)
     if own.target:
         _run(["rclone", "copy", str(partial), f"{own.target.rstrip('/')}/{path.name}"])
@@ -128,6 +151,7 @@ def _restore(settings: Settings, folder: Path, *, replace: bool) -> None:
     _forget_topics(settings)
 
 
+DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate AND datname <> 'postgres'"
 TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
 
 
