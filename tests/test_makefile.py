@@ -1,6 +1,8 @@
 """`make`: what it says when something is missing or interrupted."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -120,3 +122,15 @@ def test_lock_says_how_to_get_uv(copy: Path, tmp_path_factory: pytest.TempPathFa
         check=False,
     )
     assert (result.returncode, "pip install uv" in result.stdout) == (2, True)
+
+
+def test_the_packages_are_listed_and_looked_up() -> None:
+    listed = make("sbom")
+    assert listed.returncode == 0, listed.stderr
+    told = json.loads((PROJECT / "sbom.json").read_text())
+    pinned = re.findall(r"^([\w.-]+)==", (PROJECT / "requirements/base.txt").read_text(), re.M)
+    assert {part["name"].lower() for part in told["components"]} == {name.lower() for name in pinned}
+    nowhere = make("audit", HTTPS_PROXY="http://127.0.0.1:1", https_proxy="http://127.0.0.1:1")
+    assert nowhere.returncode != 0
+    assert "api.osv.dev is out of reach; behind a proxy set HTTPS_PROXY" in nowhere.stdout
+    assert "Traceback" not in nowhere.stderr

@@ -77,6 +77,8 @@ def test_a_rollout_and_a_roll_back_under_load_lose_nothing(tmp_path: Path) -> No
     until(lambda: images() == {"2"})
     follow("Roll back", tmp_path)
     until(lambda: images() == {"1"})
+    ahead = run("kubectl", "exec", "-n", "hw", ready_pods()[0], "--", "hw", "migrate", "status", check=False)
+    assert "the database is at revision 299912310000, which no file" in ahead.stderr  # the second image had one more
     caller.end()
     report = caller.result()
     assert {name: report[name] for name in WHOLE} == WHOLE

@@ -29,7 +29,27 @@ if ! docker image inspect hw-test/base >/dev/null 2>&1; then
 fi
 build() { docker build -q --network host "$@" >/dev/null; }
 build --build-arg PYTHON_IMAGE=hw-test/base -t hw-kubernetes/hw-server:1 ../../..
-docker tag hw-kubernetes/hw-server:1 hw-kubernetes/hw-server:2
+# The next release: one more migration.
+mkdir -p "$work/next"
+last=$(find ../../../migrations/versions -name '[0-9]*.py' -printf '%f\n' | sort | tail -1)
+cat >"$work/next/299912310000_next.py" <<EOF
+"""next"""
+
+from alembic import op
+
+revision = "299912310000"
+down_revision = "${last%%_*}"
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE authors ADD COLUMN next text")
+
+
+def downgrade() -> None:
+    op.execute("ALTER TABLE authors DROP COLUMN next")
+EOF
+printf 'FROM hw-kubernetes/hw-server:1\nCOPY *.py /app/migrations/versions/\n' >"$work/next/Dockerfile"
+build -t hw-kubernetes/hw-server:2 "$work/next"
 build --build-arg PYTHON_IMAGE=hw-test/base -t hw-kubernetes/nanoidp:1 ../../../deploy/kubernetes/overlays/local/nanoidp
 images=(hw-kubernetes/hw-server:1 hw-kubernetes/hw-server:2 hw-kubernetes/nanoidp:1)
 for target in postgres valkey pause; do
