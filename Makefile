@@ -44,7 +44,7 @@ coverage-report: venv
 bench: venv ## Measure against a floor in the same run
 	@$(BIN)/python -m bench $(ARGS)
 
-check: lint types test ## Check all that continuous integration checks, but the container stack
+check: lint types coverage ## Check all that continuous integration checks, but the container stack
 
 lint: venv ## Check the style and the direction of imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(HW) migrate check >/dev/null

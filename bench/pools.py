@@ -18,8 +18,8 @@ from hw_server.settings import load
 
 UNITS = 500  # in one round of one pool
 ROUNDS = 15
-SELECT = "SELECT id, name, bio, born, created_at, updated_at FROM authors ORDER BY id LIMIT 20"
-INSERT = "INSERT INTO authors (name, bio) VALUES ($1, 'Some words about the author')"
+SELECT = "SELECT id, title, text, due, created_at, updated_at FROM notes ORDER BY id LIMIT 20"
+INSERT = "INSERT INTO notes (title, text) VALUES ($1, 'Some words about this note')"
 
 Unit = Callable[[], Awaitable[None]]
 Figures = list[tuple[float, float]]  # units a second, and CPU microseconds of this process for each

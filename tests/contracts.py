@@ -8,6 +8,7 @@ from importlinter import Contract, ContractCheck, output
 
 FEATURES = Path(__file__).parent.parent / "src" / "hw_server" / "features.py"
 ABOVE = ("hw_server.features", "hw_server.cli.")
+NOT_FOR_FEATURES = ("hw_server.app", "hw_server.server", "hw_server.cli", "hw_server.embedded")
 
 
 def feature_packages() -> list[str]:
@@ -21,7 +22,7 @@ def feature_packages() -> list[str]:
 
 
 class FeaturesContract(Contract):  # type: ignore[misc]
-    """Nothing of the platform imports a feature, and no feature imports another."""
+    """Nothing of the platform imports a feature, no feature imports another, nor what starts them all."""
 
     type_name = "features"
 
@@ -33,6 +34,13 @@ class FeaturesContract(Contract):  # type: ignore[misc]
             for imported in sorted({feature, *graph.find_descendants(feature)})
             for importer in sorted(graph.find_modules_that_directly_import(imported))
             if not importer.startswith(ABOVE) and not f"{importer}.".startswith(f"{feature}.")
+        ]
+        illegal += [
+            f"{module} imports {imported}"
+            for feature in features
+            for module in sorted({feature, *graph.find_descendants(feature)})
+            for imported in sorted(graph.find_modules_directly_imported_by(module))
+            if f"{imported}.".startswith(tuple(f"{name}." for name in NOT_FOR_FEATURES))
         ]
         return ContractCheck(kept=not illegal, metadata={"illegal": illegal})
 

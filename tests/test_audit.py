@@ -112,6 +112,17 @@ async def test_reads_may_be_left_out(serve: Serve, token: Token, dave: httpx.Asy
         assert row["status"] == response.status_code
 
 
+async def test_an_ended_session_has_its_row_before_the_answer(
+    serve: Serve, provider: Provider, token: Token, dave: httpx.AsyncClient
+) -> None:
+    settings = {"HW_AUDIT__RECORD_READS": "false", "HW_AUDIT__FLUSH_INTERVAL": "30"}
+    with serve(**settings, **provider.settings()) as running:
+        async with running.client(provider.token(sid="ended-by-its-user")) as client:
+            ended = await client.delete("/api/sessions/ended-by-its-user")
+        [row] = await rows(dave, request_id=ended.headers["x-request-id"])
+    assert (ended.status_code, row["action"], row["resource"]) == (204, "sessions.end", "sessions/ended-by-its-user")
+
+
 def spooled(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in folder.iterdir())
 

@@ -379,6 +379,13 @@ def test_an_upgrade_with_odd_bytes_is_answered(server: Running, path: str, agent
         assert client.response()[0] == status
 
 
+def test_an_upgrade_with_two_callers_is_refused(server: Running, token: Token) -> None:
+    with RawClient(server.url) as client:
+        callers = "".join(f"Authorization: Bearer {token(name)}\r\n" for name in ("alice", "bob"))
+        client.send(head("GET /web HTTP/1.1", UPGRADE)[:-2] + callers.encode() + b"\r\n")
+        assert client.statuses() == [400]
+
+
 def test_an_upgrade_of_another_method_is_answered(server: Running) -> None:
     with RawClient(server.url) as client:
         client.send(head("POST /web HTTP/1.1", UPGRADE))

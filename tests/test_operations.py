@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict
 
 from hw_server import audit
 from hw_server.app import create_app
+from hw_server.auth import Principal
 from hw_server.errors import DomainError, InvalidInput
-from hw_server.operations import CountCache, Events, Feature, Operations, Provided, Read
+from hw_server.operations import AfterCommit, CountCache, Events, Feature, Operations, Provided, Read, Socket, Write
 from hw_server.operations.binding import Binder
 from hw_server.operations.signature import Signature, read_signature
 from hw_server.runtime.parts import Parts
@@ -47,6 +48,11 @@ async def without_path() -> None: ...
 async def unprovided(id: int, counts: Provided[CountCache]) -> None: ...
 async def flat(id: int, body: int) -> None: ...
 async def whole(id: int) -> None: ...
+async def follows_nothing(id: int, after: AfterCommit) -> None: ...
+async def reads_and_writes(id: int, db: Read, other: Write) -> None: ...
+async def sure_of_its_caller(id: int, db: Write, caller: Principal) -> None: ...
+async def over_http(id: int, db: Write, socket: Socket[Any]) -> None: ...
+async def read_only(id: int, db: Read) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -58,6 +64,11 @@ async def whole(id: int) -> None: ...
         (without_path, "the path has {id}"),
         (unprovided, "nothing provides CountCache"),
         (flat, "must be pydantic models"),
+        (whole, "it changes something without Write"),
+        (follows_nothing, "it changes something without Write"),
+        (reads_and_writes, "other is a second connection"),
+        (sure_of_its_caller, r"it is public, so caller may be None: say Principal \| None"),
+        (over_http, "HTTP has no socket to give"),
     ],
 )
 def test_refuses_a_declaration(handler: Any, why: str) -> None:
@@ -70,10 +81,33 @@ async def publishes(id: int, events: Events) -> None: ...
 
 
 def test_events_need_a_transaction() -> None:
-    with pytest.raises(ValueError, match="it changes something without Write"):
+    with pytest.raises(ValueError, match="Events needs Write, or no connection"):
         bind(reads_and_publishes)
     with pytest.raises(ValueError, match="it only reads, and takes Events"):
         bind(publishes, "get")
+
+
+@pytest.mark.parametrize(
+    ("handler", "options", "why"),
+    [
+        (follows_nothing, {"audit": "direct"}, "AfterCommit needs Write"),
+        (over_http, {"audit": "direct"}, 'audit="direct" contradicts Write'),
+        (read_only, {"reads": True, "audit": "direct"}, 'audit="direct" is for what changes something'),
+    ],
+)
+def test_refuses_options_that_contradict(handler: Any, options: dict[str, Any], why: str) -> None:
+    operations = Operations("/things")
+    operations.post("things.do", "/{id}", public=True, **options)(handler)
+    with pytest.raises(ValueError, match=why):
+        read_signature(operations.declared[0], Parts())
+
+
+@pytest.mark.parametrize("audit", ["never", "queued"])
+def test_a_change_leaves_a_row_before_its_answer(audit: Any) -> None:
+    operations = Operations()
+    operations.rpc("things.do", public=True, changes=True, audit=audit)(search)
+    with pytest.raises(ValueError, match="writes no row before the answer"):
+        read_signature(operations.declared[0], Parts())
 
 
 async def with_body(db: Read, id: int, body: Body) -> None: ...
@@ -156,6 +190,7 @@ async def test_what_follows_the_commit_undoes_nothing(server: Running, dave: htt
     assert (await dave.get(f"/api/notes/{made.json()['id']}")).status_code == 200
     [line] = await until(lambda: [line for line in server.log() if line["event"] == "after_commit_failed"])
     assert (line["operation"], "nobody listens" in line["error"]) == ("notes.announce", True)
+    assert (line["request_id"], line["user_id"]) == (made.headers["x-request-id"], "dave")
 
 
 @pytest.mark.parametrize("value", ["0", "1700000000", "20201001", "2020-W40-4", "2020-10-01T00:00:00"])

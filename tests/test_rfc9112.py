@@ -77,6 +77,11 @@ CASES: dict[str, tuple[bytes, list[int]]] = {
     "a name beyond ASCII": (LIVE + b"X\xe4: 1\r\n" + END, [400]),
     "NUL in a name": (LIVE + b"X\x00: 1\r\n" + END, [400]),
     "NUL in a value": (LIVE + b"X: 1\x002\r\n" + END, [400]),
+    "two callers": (LIVE + b"Authorization: Bearer a\r\nAuthorization: Bearer b\r\n" + END, [400]),
+    "two callers, one after the other": (
+        LIVE + b"Authorization: Bearer a\r\n\r\n" + LIVE + b"Authorization: Bearer b\r\n" + END,
+        [200, 200],
+    ),
     "a value beyond ASCII": (LIVE + b"X: \xe4\r\n" + END, [200]),
     "a folded line": (LIVE + b"X: 1\r\n 2\r\n" + END, [400]),
     "a line folded with a tab": (LIVE + b"X: 1\r\n\t2\r\n" + END, [400]),

@@ -33,6 +33,39 @@ def test_importing_opens_nothing_and_reads_no_setting() -> None:
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("module", "line", "told"),
+    [
+        ("http/addresses.py", "import hw_server.ws.codes", "hw_server.http.addresses -> hw_server.ws.codes"),
+        ("http/addresses.py", "from ..ws import codes", "hw_server.http.addresses -> hw_server.ws.codes"),
+        ("ws/codes.py", "from hw_server import app", "hw_server.ws.codes -> hw_server.app"),
+        ("audit/models.py", "from hw_server import sessions", "hw_server.audit.models -> hw_server.sessions"),
+        ("new/__init__.py", "from hw_server import cli", "hw_server.new imports hw_server.cli"),
+        ("topics/feed.py", "from hw_server import new", "hw_server.topics.feed imports hw_server.new"),
+    ],
+)
+def test_an_import_of_the_wrong_way_is_refused(wrong: Copy, module: str, line: str, told: str) -> None:
+    path = wrong.root / "src/hw_server" / module
+    before = path.read_text()
+    path.write_text(f"{before}\n{line}\n")
+    result = wrong.run("lint-imports")
+    path.write_text(before)
+    assert result.returncode != 0
+    assert told in result.stdout
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Copy:
+    """A copy of the project with an empty feature `new`."""
+    copy = Copy.of_project(tmp_path_factory.mktemp("wrong"))
+    package = copy.root / "src/hw_server"
+    (package / "new").mkdir()
+    (package / "new/__init__.py").write_text("")
+    with (package / "features.py").open("a") as features:
+        features.write("\nfrom hw_server import new\n")
+    return copy
+
+
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Copy:
     """A copy of the project without the example: what a team has that has no use for it."""

@@ -78,6 +78,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._in_headers = False
         self._in_body = False
         self._hosts = 0  # `Host` fields of this request
+        self._authorized = False  # whether it has an `Authorization` field
         self._host: bytes | None = None  # the last one that was looked at
         self._uncounted = 0  # bytes of a head, or of a body's framing since its last byte
         self._timer: asyncio.TimerHandle | None = None  # of the head, the body or the drain
@@ -179,7 +180,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(self._settings.header_timeout, self._head_is_late)
 
     def on_message_begin(self) -> None:
-        self._in_headers, self._hosts, self._uncounted = True, 0, 0
+        self._in_headers, self._hosts, self._authorized, self._uncounted = True, 0, False, 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -192,6 +193,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 if HOST.fullmatch(value) is None:
                     self._stop_parser(BAD_REQUEST)
                 self._host = value
+        elif name == b"authorization":
+            if self._authorized:
+                self._stop_parser(
+                    BAD_REQUEST
+                )  # one is allowed (RFC 9110, section 5.3); of two, readers may believe either
+            self._authorized = True
         elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))

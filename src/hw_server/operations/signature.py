@@ -90,11 +90,16 @@ def _refuse_wrong_input(operation: Operation, path_fields: tuple[str, ...], fiel
 
 
 def _refuse_wrong_injection(operation: Operation, injected: dict[str, str], hints: dict[str, Any]) -> None:
-    publishes = "events" in injected and "read" not in injected
-    if operation.changes and not publishes and "write" not in injected and operation.audit == "transaction":
+    if "events" in injected and "read" in injected:
+        raise ValueError("Events needs Write, or no connection")
+    if operation.changes and not {"events", "write"} & {*injected} and operation.audit == "transaction":
         raise ValueError(
             'it changes something without Write: say audit="direct", or reads=True for a POST that only reads'
         )
+    if operation.changes and operation.audit in ("queued", "never"):
+        raise ValueError(f'it changes something, and audit="{operation.audit}" writes no row before the answer')
+    if operation.audit == "direct" and not operation.changes:
+        raise ValueError('audit="direct" is for what changes something')
     for kind, name in (("write", "Write"), ("events", "Events")):
         if kind in injected and not operation.changes:
             raise ValueError(f"it only reads, and takes {name}")
@@ -102,8 +107,6 @@ def _refuse_wrong_injection(operation: Operation, injected: dict[str, str], hint
             raise ValueError(f'audit="{operation.audit}" contradicts {name}, whose transaction holds the audit row')
     if "after_commit" in injected and "write" not in injected:
         raise ValueError("AfterCommit needs Write")
-    if "events" in injected and "read" in injected:
-        raise ValueError("Events needs Write, or no connection")
     if operation.public and "caller" in injected and hints[injected["caller"]] is Principal:
         raise ValueError(f"it is public, so {injected['caller']} may be None: say Principal | None")
     if "socket" in injected and operation.method != RPC:
