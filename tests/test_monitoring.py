@@ -5,9 +5,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docker.grafana import runbook
@@ -117,9 +118,38 @@ def test_every_alert_has_its_runbook() -> None:
     ]
 
 
+def linked_panels() -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """Panels with links to runbooks, and the addresses by alert."""
+    for path in sorted(runbook.BOARD.parent.glob("*-metrics.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            if links := panel.get("links"):
+                yield panel, {link["title"].removeprefix("Runbook: "): link["url"] for link in links}
+
+
+LINKED = [*linked_panels()]
+
+
 def test_panels_lead_to_runbooks() -> None:
-    boards = [json.loads(path.read_text()) for path in runbook.BOARD.parent.glob("*-metrics.json")]
-    links = [link for board in boards for panel in board["panels"] for link in panel.get("links", ())]
-    led = {link["title"].removeprefix("Runbook: "): link["url"] for link in links}
+    led = {alert: url for _, links in LINKED for alert, url in links.items()}
     assert led == {alert: runbook.address(alert) for alert in led}
-    assert {*NAMES, *PAGES} - {*led} == {"MonitoringDown", "BackupTooOld"}  # no panel shows these
+    # The first names a job. The others' series are in production alone, and a panel must show data in development too.
+    assert {*NAMES, *PAGES} - {*led} == {"MonitoringDown", "BackupTooOld", "CertificateExpires"}
+
+
+@pytest.mark.parametrize(("panel", "links"), LINKED, ids=[panel["title"] for panel, _ in LINKED])
+def test_a_panel_shows_at_which_value_its_alerts_fire(panel: dict[str, Any], links: dict[str, str]) -> None:
+    field = panel["fieldConfig"]
+    thresholds = [field["defaults"].get("thresholds", {"steps": []})]
+    thresholds += [
+        rule["value"] for item in field["overrides"] for rule in item["properties"] if rule["id"] == "thresholds"
+    ]
+    steps = {step["value"] for threshold in thresholds for step in threshold["steps"]}
+    assert steps > {None}
+    if panel["type"] == "timeseries":
+        assert field["defaults"]["custom"]["thresholdsStyle"] == {"mode": "line"}
+    expressions = dict(zip(NAMES + PAGES, EXPRESSIONS, strict=True))
+    for alert in links:
+        found = re.search(r"[<>=] ([\d.]+)$", expressions[alert])
+        # A step begins at its value, and what is counted is above or not at 0 from 1 on.
+        assert found is None or (float(found[1]) or 1) in steps, alert
+        assert found is not None or alert == "ReplicaMissing"  # whose limit is a figure of the past
