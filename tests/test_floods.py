@@ -539,3 +539,27 @@ def test_refused_logout_tokens_have_a_limit(serve: Serve, provider: Provider) ->
     assert good == [200] * 70
     assert bad[:60] == [400] * 60
     assert 429 in bad  # one more is allowed each second
+
+
+async def test_half_sent_logouts_of_one_address_have_a_limit(serve: Serve, provider: Provider) -> None:
+    headers = {"Host": "x", "Content-Type": "application/x-www-form-urlencoded", "Content-Length": "100"}
+    with serve(**provider.settings(), **prefix()) as running, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(running.url)) for _ in range(101)]
+        for client in clients:
+            client.send(head("POST /api/auth/backchannel-logout HTTP/1.1", headers) + b"logout")
+        assert clients[-1].response()[0] == 429
+        clients[0].socket.close()
+
+        async def taken() -> bool:
+            form = {"logout_token": provider.logout_token()}
+            async with running.client() as other:
+                return (await other.post("/api/auth/backchannel-logout", data=form)).status_code == 200
+
+        await until(taken)
+
+
+async def test_an_answer_too_large_for_the_socket_is_refused_and_closes_nothing(serve: Serve, token: Token) -> None:
+    with serve(HW_WS__SEND_BUFFER_BYTES="4096") as running:
+        async with running.socket(token("alice")) as socket:
+            assert (await socket.call("rpc.discover"))["error"]["code"] == -32014
+            assert (await socket.call("ping"))["result"] is not None

@@ -34,6 +34,8 @@ CASES: dict[str, tuple[bytes, list[int]]] = {
     "two spaces, which a server may take": (NEXT.replace(b"GET ", b"GET  "), [200]),
     "a tab for a space": (NEXT.replace(b"GET ", b"GET\t"), [400]),
     "a space in the target": (NEXT.replace(b"/live", b"/ live"), [400]),
+    "256 parameters": (NEXT.replace(b"/live", b"/live?" + b"a&" * 255), [200]),
+    "257 parameters": (NEXT.replace(b"/live", b"/live?" + b"a&" * 256), [431]),
     "bytes beyond ASCII in the target": (NEXT.replace(b"/live", b"/\xc3\xa4"), [400]),
     "NUL in the target": (NEXT.replace(b"/live", b"/\x00"), [400]),
     "a target of 8,000 bytes": (NEXT.replace(b"/live", b"/live?" + b"x" * 8_000), [200]),

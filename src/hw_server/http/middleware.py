@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from random import getrandbits
 
@@ -30,6 +31,7 @@ FORM = b"application/x-www-form-urlencoded"
 FORM_BYTES = 65_536
 FORM_FIELDS = 1000
 REFUSALS_PER_MINUTE = 60  # of one address, on paths without admission
+IN_PROGRESS = 100  # requests of one address there at once
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
@@ -199,6 +201,7 @@ class AdmissionMiddleware:
         self._limit = requests_per_minute
         self._exempt = exempt
         self._refusals = Rates(REFUSALS_PER_MINUTE)
+        self._running: Counter[str] = Counter()  # of each address on exempt paths
         self._policy = (b"ratelimit-policy", b"%d;w=60" % requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -225,14 +228,19 @@ class AdmissionMiddleware:
 
     async def _exempted(self, scope: Scope, receive: Receive, send: Send) -> None:
         who = client_key(scope[CALL].client_ip)
-        if self._refusals.exhausted(who):
+        if self._refusals.exhausted(who) or self._running[who] >= IN_PROGRESS:
             self._hits.inc()
             raise RateLimited(1)
+        self._running[who] += 1
         try:
             await self.app(scope, receive, send)
         except Exception:
             self._refusals.take(who)
             raise
+        finally:
+            self._running[who] -= 1
+            if not self._running[who]:
+                del self._running[who]
 
     def _headers(self, limit: int, remaining: int, reset: int) -> tuple[tuple[bytes, bytes], ...]:
         """draft-ietf-httpapi-ratelimit-headers, version 7."""

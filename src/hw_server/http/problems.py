@@ -18,6 +18,7 @@ from hw_server.errors import (
     Unauthenticated,
     Unavailable,
 )
+from hw_server.operations.binding import MAX_PROBLEMS
 
 MEDIA_TYPE = "application/problem+json"
 REF = "#/components/schemas/{model}"
@@ -66,7 +67,7 @@ def domain_error(error: Exception) -> DomainError | None:
             return InvalidInput(
                 [
                     {"field": ".".join(map(str, item["loc"][1:])), "message": item["msg"], "type": item["type"]}
-                    for item in problems
+                    for item in problems[:MAX_PROBLEMS]
                 ]
             )
         case HTTPException(status_code=404):

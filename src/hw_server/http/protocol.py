@@ -16,6 +16,7 @@ from hw_server.observability.metrics import Metrics
 from hw_server.settings import HttpSettings
 
 MAX_HEADERS = 128
+MAX_PARAMETERS = 256  # of a query: FastAPI parses each, also on routes that use none
 PIECE = 2048  # bytes parsed before the length of the pipeline is looked at again
 MAX_QUEUED = 8  # requests, besides the one in progress and those of one piece
 DRAIN_BYTES = 1_048_576  # of a body whose request was answered before it was whole, or after an error
@@ -208,6 +209,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if len(self.headers) > MAX_HEADERS or self._uncounted > self._settings.max_header_bytes:
             self._stop_parser(TOO_LARGE)
+        if self.url.count(b"&") >= MAX_PARAMETERS:
+            self._stop_parser(TOO_LARGE)
         if version not in ("1.1", "1.0"):
             self._stop_parser(BAD_VERSION)
         if self._hosts != 1 and (self._hosts > 1 or version == "1.1"):
@@ -250,7 +253,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             longest = max(len(name) + len(value) for name, value in self.headers)
             if max(longest, len(self.url) + 16) + 8 > MAX_LINE_LENGTH:
                 self._stop_parser(TOO_LARGE)
-            if version != "1.1" or self._busy:
+            # With answers unread the timer of this protocol would still end the connection.
+            if version != "1.1" or self._busy or self.flow.write_paused:
                 self._stop_parser(BAD_REQUEST)
 
     def on_body(self, body: bytes) -> None:

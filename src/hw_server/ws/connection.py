@@ -20,6 +20,7 @@ from hw_server.ws.protocol import DirectWebSocketProtocol, text_frame
 log = structlog.get_logger("ws")
 
 MAX_REFUSALS = 200  # by the rate limit in a row, after which the socket is closed
+MAX_HEADER = 10  # bytes of a frame's header
 STRANGER_BYTES = 65_536  # of answers to a socket that has not signed in, in its whole life
 
 Handle = Callable[["WebSocketConnection", bytes], Coroutine[Any, Any, None]]
@@ -184,6 +185,10 @@ class WebSocketConnection:
         if self.principal is None:
             return self._answered + self._pending < STRANGER_BYTES
         return self._pending + self._protocol.unsent < self._settings.max_pending_bytes
+
+    def takes(self, size: int) -> bool:
+        """Whether an answer of so many bytes can be sent without closing the connection."""
+        return self._pending + self._protocol.unsent + size + MAX_HEADER <= self._settings.send_buffer_bytes
 
     def hold(self, size: int) -> None:
         """Counts bytes of an answer that is not sent yet; a negative number once it is."""

@@ -4,6 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from random import getrandbits
 from typing import Any
 
@@ -142,6 +143,11 @@ class Dispatcher:
                 method, params = bound.operation.name, arguments
             result = await self._run(call, bound, params, arguments)
             response = b'%s%s,"result":%s}' % (PREFIX, to_json(call_id), result or b"null")
+            if not (bound.operation.changes or connection.takes(len(response))):
+                # Counted until the message is answered: the rest of its batch has nothing left to spend.
+                connection.hold(len(response))
+                after.append(partial(connection.hold, -len(response)))
+                raise ResponseLimit("the answer is larger than what may wait for the client; ask for less at a time")
         except DomainError as error:
             code = error.code
             response = _error(call_id, error, call.request_id)
