@@ -99,14 +99,14 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().add_reader(self._parent, self._orphaned)
             self._beat(self._parent)
         self._end_unread()
-        # What is there by now stays: the collector looks at it no more, and less often at what thousands of sockets add.
+        # Objects made at start stay, so collections skip them; a higher threshold makes collections rarer while sockets are added.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         self._workers.set(1)
 
     def _beat(self, parent: socket.socket) -> None:
-        # Where nobody reads, as after a stop of the parent, the buffer is full: signs of life enough.
+        # A full buffer means that the parent is not reading, as while it is stopped; heartbeats may be skipped then.
         with contextlib.suppress(OSError):
             parent.send(b".")
         asyncio.get_running_loop().call_later(HEARTBEAT, self._beat, parent)

@@ -105,7 +105,7 @@ class SigningKeys:
             # A fetch that brings the key starts no cooldown: made-up key ids cannot delay a real new key.
             if kid in self._keys:
                 return
-            # While the provider is out of reach the caller is told to try again: then it is worth another attempt soon.
+            # After a failed fetch the cooldown is at most 1 s: clients are told to try again then.
             soon = self._out_of_reach or not self._keys
             self._next_fetch = time.monotonic() + min(self._settings.jwks_cooldown, 1.0 if soon else float("inf"))
 

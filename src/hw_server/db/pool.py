@@ -58,8 +58,8 @@ class Connection(asyncpg.Connection):
 class Database:
     """A pool that opens connections on demand: the server starts, answers and recovers with PostgreSQL out of reach.
 
-    It is not asyncpg's because that one costs 10 to 50 % more client CPU for the same work, even without its reset query
-    (`bench/pools.py`): it wraps each acquired connection in a proxy and releases it in a task, and it knows no maximum age.
+    It is not asyncpg's because that one costs more client CPU for the same work, even without its reset query
+    (docs/performance.md): it wraps each acquired connection in a proxy and releases it in a task, and it knows no maximum age.
     Nothing is reset here, so session state may only be set inside a transaction (`SET LOCAL`).
 
     `read` and `write` raise a `DomainError` where `domain_error` knows one for what the driver raised, in the block or
@@ -161,9 +161,9 @@ class Database:
         self._idle.append(connection)
 
     async def reclaim(self, connection: Connection) -> None:
-        """Takes back a connection whose statement was cancelled. asyncpg asks PostgreSQL to cancel it; a connection that is
-        terminated at once takes that request along, and the statement runs on for nobody. As it counts as acquired until
-        then, there are never more cancellations than connections."""
+        """Takes back a connection whose statement was cancelled, after PostgreSQL has taken the request to cancel it: closed at
+        once, the connection would drop that request and leave the statement running. It counts as acquired until then, which
+        bounds the number of cancellations."""
         try:
             await connection._protocol._wait_for_cancellation(CANCEL_TIMEOUT)  # type: ignore[attr-defined]
         except BaseException as error:

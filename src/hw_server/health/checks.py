@@ -59,8 +59,7 @@ class Health:
 
     @property
     def readiness(self) -> Readiness:
-        """Not what the components say: with PostgreSQL away the server is to answer clients itself. It has started once each
-        component was tried."""
+        """Ready once each component was checked, whatever the result: without PostgreSQL the server answers 503 itself."""
         if self.draining:
             return Readiness(status="draining")
         return Readiness(status="starting" if self._report is None else "ok")

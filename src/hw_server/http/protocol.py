@@ -69,6 +69,9 @@ class PipelineFlow(FlowControl):
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
+    """One connection. What passes a limit is answered without a problem document, then the connection is closed; `metrics` counts
+    it."""
+
     flow: PipelineFlow
 
     def __init__(self, *args: Any, settings: HttpSettings, metrics: Metrics, **kwargs: Any) -> None:
@@ -225,7 +228,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if version == "1.0":
             _send_without_chunks(self.cycle)
         if self.expect_100_continue or (upgrade and not self._should_upgrade()):
-            # Whether the body will come is the client's to choose; llhttp reads none with an upgrade.
+            # The client may never send the body, and llhttp reads none with an upgrade: close after the response.
             self.cycle.keep_alive = False
 
     def _use_target(self) -> None:
@@ -308,7 +311,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self.flow.resume_reading()
             self._feed(data)
         elif self._in_body and self._running is None:
-            # Answered before the body was whole: a little more of it is worth less than a new connection.
+            # The response was sent before the body ended: a bounded rest is discarded, which costs less than a new connection.
             self._unset_keepalive_if_required()
             self._stop_timer()
             self._draining, self._dropped = True, 0

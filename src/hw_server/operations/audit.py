@@ -60,6 +60,8 @@ def action_row(
 
 
 class AuditTrail(Protocol):
+    """Where operations leave their rows; the feature `audit` is it."""
+
     def record(self, row: AuditRow) -> None:
         """Puts a row into the bounded queue; never waits."""
 

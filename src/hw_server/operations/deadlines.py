@@ -41,7 +41,7 @@ class Deadline:
 
 
 class Deadlines:
-    """A supervised service."""
+    """Ends calls that take longer than `seconds`: one service looks at all of them, instead of a timer for each."""
 
     name = "deadlines"
 

@@ -4,6 +4,8 @@ from urllib.parse import quote
 
 
 class Keys:
+    """Names of all keys and channels in Redis, and what is in them."""
+
     def __init__(self, prefix: str) -> None:
         self.revoked = f"{prefix}revoked"  # DB 1, sorted set: `session:<id>` or `user:<sub>` -> time its entry ends
         self.revocations = f"{prefix}revocations"  # channel: `<time>|<entry>`

@@ -14,8 +14,8 @@ Keyed = list[tuple[bytes, tuple[int, bytes]]]  # (key, (offset, JSON)), in order
 
 
 class Backlog:
-    """Of each key the newest event. Offsets only rise, so a position in it is one to recover from like any other: what was
-    replaced lies before it, and what replaced that behind it. `size` is in bytes."""
+    """Keeps the newest event of each key. Offsets increase, so any delivered offset is a valid position to recover from. `size` is
+    in bytes."""
 
     __slots__ = ("_by_channel", "size")
 

@@ -118,7 +118,8 @@ class Channel:
 
 
 class Broker:
-    """A supervised service."""
+    """Follows topics for all subscribers of this process, each by one position: hands on what the feed hears, and repairs a gap from
+    the history. A supervised service."""
 
     name = "topics"
 
@@ -206,7 +207,8 @@ class Broker:
         return None
 
     async def _was_behind(self, channel: Channel) -> bool:
-        """A client that is ahead may come from a process that heard more. Returns whether there was more to hear, once it was."""
+        """Reads Redis where a client's offset is higher than ours. Returns whether this process had missed events, after they were
+        delivered."""
         stored = await self._store.read(channel.name)
         if stored.epoch == channel.epoch and stored.offset <= channel.offset:
             return False

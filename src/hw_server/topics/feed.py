@@ -151,7 +151,8 @@ class Feed:
             await self.on_messages(events)
 
     async def _prove(self) -> None:
-        """Sends over another connection what this one must hear: it may be connected to a Redis that is none any more."""
+        """Publishes a heartbeat over a second connection, to notice a subscription to a Redis that is dead or no longer the
+        primary."""
         while True:
             with suppress(Unavailable):  # then nothing is heard either
                 await self._redis.run("topics", lambda client: client.publish(self._own, b""))

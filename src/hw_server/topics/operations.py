@@ -83,7 +83,7 @@ async def subscribe(
     """Subscribe the socket to a topic, from now on or from the last event that the client has."""
     subscriptions.reserve(socket, query.topic)
     try:
-        # Reserved before it is allowed, and by the token of now: a newer one either is this one, or finds the topic to check.
+        # Reserved before it is authorized: a refresh of the token meanwhile sees this topic and checks it again.
         assert socket.principal is not None
         topic = await registry.authorize("subscribe", query.topic, socket.principal)
         channel = await broker.join(query.topic, topic)

@@ -91,7 +91,7 @@ class Partition:
 
 
 class Relay:
-    """A supervised service."""
+    """Publishes committed events from the outbox to Redis, for the partitions that this process holds. A supervised service."""
 
     name = "topic-relay"
 
@@ -191,9 +191,9 @@ class Relay:
             await self._store.forget(number, stale)
 
     async def _raise_floor(self, connection: Any, partition: Partition) -> float:
-        """Returns the age of the oldest event, seconds. Dead rows are stepped over by every read until they are vacuumed, which
-        a long transaction prevents. All ids up to `next_floor` are done once those who wrote when it was read have ended, and a
-        later read has found none of them."""
+        """Raises the lowest id to read from; returns the age of the oldest event, seconds. Without it every read steps over the
+        dead rows, which a long transaction keeps from being vacuumed. Ids up to `next_floor` are done once all transactions
+        that could commit a lower one have ended, and a later read has found none."""
         writers = {row[0] for row in await connection.fetch(WRITERS)}
         oldest = await connection.fetchrow(OLDEST, partition.number, partition.floor)
         if not partition.writers & writers:

@@ -14,6 +14,8 @@ log = structlog.get_logger("topics")
 
 
 class SocketSubscriptions:
+    """Which socket follows which topic, from the reservation of its place until it unsubscribes, loses the right or closes."""
+
     def __init__(self, settings: TopicSettings, broker: Broker, registry: Registry, hub: Hub) -> None:
         self._settings = settings
         self._broker = broker

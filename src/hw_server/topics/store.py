@@ -1,6 +1,5 @@
-"""Topics in Redis: per topic a hash with epoch and offset, and a stream with the last events. Epochs tell the truth: a restart
-or a failover of Redis may have lost offsets that look fine later, so each of them begins new epochs; so does another outbox, which
-was restored from a backup and tells of another past."""
+"""Topics in Redis: per topic a hash with epoch and offset, and a stream with the last events. Each restart or failover of Redis
+begins new epochs, because offsets may have been lost and given again; so does an outbox that was restored from a backup."""
 
 import asyncio
 import secrets

@@ -56,6 +56,9 @@ class Receiver(Protocol):
 
 
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
+    """One connection. The scope of the handshake holds it under `PROTOCOL`; from `deliver_to` on messages go to a `Receiver`
+    instead of ASGI's `receive`."""
+
     # Class attributes: what a socket does not use it does not pay for.
     receiver: Receiver | None = None
     _partial: bytearray | None = None  # the beginning of a frame
@@ -252,7 +255,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             self.receiver.on_writing(paused=False)
 
     def keepalive_timeout(self) -> None:
-        """uvicorn's way out of this waits for the write buffer of a client that is not there."""
+        """uvicorn's handler waits until the write buffer is sent; this closes at once."""
         self.pong_timer = self.pending_ping_payload = None
         if self.receiver is not None:
             self.receiver.close(CloseCode.PING_TIMEOUT)

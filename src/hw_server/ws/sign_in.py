@@ -42,7 +42,7 @@ class SignIn:
                 # Revoked since its token was verified: the hub, which closes revoked sockets, did not know this one yet.
                 await self._authentication.recheck(principal)
                 if not connection.open:
-                    # The hub may have let go of it before there was a lease to give back.
+                    # It may have been removed before its lease existed: the lease is released here.
                     raise ClientDisconnected
             except BaseException:  # the handshake's timeout, too
                 await self._limiter.release(connection.id)
