@@ -220,6 +220,21 @@ async def test_an_event_stream_recovers_more_than_its_buffer(
     assert offsets == [*range(offsets[0], offsets[0] + 20), *range(offsets[20], offsets[20] + 20)]
 
 
+async def test_a_recovery_larger_than_the_buffer_leaves_no_subscription_behind(
+    start: Start, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    """An error would tell the client that it is not subscribed, while it is."""
+    topic = f"rooms/{(number := room())}"
+    history = (await alice.get("/api/topics/history", params={"topic": topic})).json()
+    await say(alice, number, "x" * 20_000, times=3)
+    with start(HW_WS__SEND_BUFFER_BYTES="20000") as running:
+        async with running.socket(tokens["bob"]) as socket:
+            params = {"topic": topic, "recover": {"epoch": history["epoch"], "offset": history["offset"]}}
+            call = {"jsonrpc": "2.0", "id": 1, "method": "topic.subscribe", "params": params}
+            await socket.raw.send(json.dumps(call))
+            assert await socket.closed() == (4508, "slow_consumer")
+
+
 async def test_what_a_process_missed_does_not_come_as_one_message(
     start: Start, tokens: dict[str, str], alice: httpx.AsyncClient, environment: dict[str, str]
 ) -> None:

@@ -73,9 +73,8 @@ def _serve(settings: Settings) -> None:
     size = Gauge("backup_size_bytes", "Bytes of all backups kept.", registry=registry)
     size.set_function(lambda: float(sum(file.stat().st_size for file in settings.backup.dir.glob("*/*"))))
     start_http_server(settings.backup.metrics_port, registry=registry)
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(0)
-    )  # the first process of a container has no other end by a signal
+    # The first process of a container ends by no signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
         wait = _newest(settings.backup) + settings.backup.interval_hours * 3600 - time.time()
         if wait > 0:
@@ -112,26 +111,23 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _backup(settings: Settings) -> Path:
-    with _alone(settings.backup.dir):
-        return _write_backup(settings.backup)
-
-
-def _write_backup(own: BackupSettings) -> Path:
     """A folder has its name once all is in it and at the target."""
-    path = own.dir / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    partial = path.with_suffix(".partial")
-    for left in own.dir.glob("*.partial"):
-        shutil.rmtree(left)
-    partial.mkdir(parents=True, mode=0o700)
-    postgres = _Postgres(own)
-    (partial / "roles.sql").write_bytes(postgres.run(*ROLES))
-    for database in own.databases or postgres.lines(DATABASES):
-        postgres.run("pg_dump", "-Fc", "-f", str(partial / f"{database}.dump"), database=database)
-    if own.target:
-        _run(["rclone", "copy", str(partial), f"{own.target.rstrip('/')}/{path.name}"])
-    partial.rename(path)
-    for old in _complete(own)[: -own.keep]:
-        shutil.rmtree(old)
+    own = settings.backup
+    with _alone(own.dir):
+        path = own.dir / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        partial = path.with_suffix(".partial")
+        for left in own.dir.glob("*.partial"):
+            shutil.rmtree(left)
+        partial.mkdir(mode=0o700)
+        postgres = _Postgres(own)
+        (partial / "roles.sql").write_bytes(postgres.run(*ROLES))
+        for database in own.databases or postgres.lines(DATABASES):
+            postgres.run("pg_dump", "-Fc", "-f", str(partial / f"{database}.dump"), database=database)
+        if own.target:
+            _run(["rclone", "copy", str(partial), f"{own.target.rstrip('/')}/{path.name}"])
+        partial.rename(path)
+        for old in _complete(own)[: -own.keep]:
+            shutil.rmtree(old)
     return path
 
 

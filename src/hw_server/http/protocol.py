@@ -199,9 +199,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self._host = value
         elif name == b"authorization":
             if self._authorized:
-                self._stop_parser(
-                    BAD_REQUEST
-                )  # one is allowed (RFC 9110, section 5.3); of two, readers may believe either
+                # One is allowed (RFC 9110, section 5.3); of two, each reader may believe another.
+                self._stop_parser(BAD_REQUEST)
             self._authorized = True
         elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True

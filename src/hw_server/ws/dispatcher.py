@@ -132,6 +132,7 @@ class Dispatcher:
         connection.calls.add(call)
         method, code = "invalid", "ok"
         call_id = _usable_id(message) if request is None else request[1]
+        follows = len(after)
         try:
             await self._admit(connection, call)
             if request is None:
@@ -143,7 +144,9 @@ class Dispatcher:
                 method, params = bound.operation.name, arguments
             result = await self._run(call, bound, params, arguments)
             response = b'%s%s,"result":%s}' % (PREFIX, to_json(call_id), result or b"null")
-            if not (bound.operation.changes or connection.takes(len(response))):
+            # What was changed, or follows the answer as a subscription does, is not undone: a client too slow for it is closed.
+            done = bound.operation.changes or len(after) > follows
+            if not (done or connection.takes(len(response))):
                 # Counted until the message is answered: the rest of its batch has nothing left to spend.
                 connection.hold(len(response))
                 after.append(partial(connection.hold, -len(response)))
