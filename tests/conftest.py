@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -27,6 +28,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from hw_server.embedded import Ports, Stack
 from tests.notes import environment as notes
 from tests.provider import Provider
+
+# The certificates of the system, which httpx reads for every client: 20 ms each, and no test speaks TLS through it.
+httpx._transports.default.create_ssl_context = functools.cache(httpx._transports.default.create_ssl_context)
 
 PROJECT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium")

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from hw_server.db import Database, migrations
+from hw_server.db import Database, revisions
 from hw_server.embedded import Stack
 from hw_server.errors import Conflict, Unavailable
 from hw_server.observability.metrics import Metrics
@@ -205,7 +205,7 @@ def test_a_server_waits_for_postgresql_to_accept_connections(other: Stack, tmp_p
 
 
 def head() -> str:
-    [revision] = migrations.heads()
+    [revision] = revisions.heads()
     return revision
 
 

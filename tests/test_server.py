@@ -39,6 +39,14 @@ async def test_health_names_nothing_to_strangers(server: Running, header: str) -
         assert (await client.get("/health", headers={header: "for=192.0.2.1"})).json() == {"status": "ok"}
 
 
+def test_a_start_with_nothing_to_migrate_imports_no_alembic(server: Running, serve: Serve) -> None:
+    """It would be a third of the start, and stay in memory."""
+    with serve(PYTHONPROFILEIMPORTTIME="1") as running:
+        imported = set(re.findall(r"\| +([\w.]+)$", running.log_file.read_text(), re.MULTILINE))
+    assert {"asyncpg", "fastapi"} <= imported
+    assert not {"alembic", "sqlalchemy"} & imported
+
+
 async def test_counts_requests_by_route(server: Running, dave: httpx.AsyncClient) -> None:
     series = 'http_requests_total{method="GET",route="/api/notes/{id}",status="404"}'
     before = (await server.metrics()).get(series, 0)

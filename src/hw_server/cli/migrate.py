@@ -47,17 +47,17 @@ def status() -> None:
 @app.command()
 def new(message: Annotated[str, typer.Argument(help="What it does, in a few words.")]) -> None:
     """Write an empty migration and print its path; until it is filled in, nothing is applied."""
-    from hw_server.db import migrations
+    from hw_server.db import revisions
 
-    typer.echo(_written(lambda: migrations.new(message)))
+    typer.echo(_written(lambda: revisions.new(message)))
 
 
 @app.command()
 def heads() -> None:
     """List the revisions that no other one stands on; exit code 1 where there are several."""
-    from hw_server.db import migrations
+    from hw_server.db import revisions
 
-    found = _written(migrations.heads)
+    found = _written(revisions.heads)
     for revision in found:
         typer.echo(revision)
     if len(found) > 1:
@@ -68,9 +68,9 @@ def heads() -> None:
 @app.command()
 def merge(message: Annotated[str, typer.Argument(help="What it joins, in a few words.")] = "merge") -> None:
     """Write a migration that joins the heads, where two people wrote one at the same time, and print its path."""
-    from hw_server.db import migrations
+    from hw_server.db import revisions
 
-    typer.echo(_written(lambda: migrations.merge(message)))
+    typer.echo(_written(lambda: revisions.merge(message)))
 
 
 @app.command()
@@ -88,10 +88,10 @@ def check() -> None:
 
     A problem is also what the release before, which serves beside the new one during a rollout, does not survive.
     """
-    from hw_server.db import migrations
+    from hw_server.db import revisions
 
-    found = _written(migrations.files)
-    lines = [*migrations.problems(found), *migrations.contracting(found)]
+    found = _written(revisions.files)
+    lines = [*revisions.problems(found), *revisions.contracting(found)]
     for line in lines:
         typer.echo(line, err=True)
     if not lines:
@@ -101,7 +101,7 @@ def check() -> None:
 
 def _written(work: Callable[[], T]) -> T:
     """What only looks at files; prints one line and exits with 1 where they are wrong."""
-    from hw_server.db.migrations import MigrationError
+    from hw_server.db.revisions import MigrationError
 
     try:
         return work()
@@ -115,9 +115,11 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     from alembic.util import CommandError
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+    from hw_server.db.revisions import MigrationError
+
     try:
         return asyncio.run(work)
-    except CommandError as error:
+    except (MigrationError, CommandError) as error:
         typer.echo(f"migrations failed: {_first_line(error)}", err=True)
     except (OSError, SQLAlchemyError, TimeoutError) as error:
         reason = error.driver_exception if isinstance(error, DBAPIError) else error

@@ -228,12 +228,12 @@ def plan(project: Project, names: Names, belongs_to: str | None, *, topic: bool)
     """The changes, and the path of the migration. Raises `ProjectError`."""
     from mako.template import Template
 
-    from hw_server.db import migrations
+    from hw_server.db import revisions
 
     ancestors = _ancestors(project, belongs_to) if belongs_to else []
     try:
-        head, revision = migrations.next_revision()
-    except migrations.MigrationError as error:
+        head, revision = revisions.next_revision()
+    except revisions.MigrationError as error:
         raise ProjectError(str(error)) from None
     variables: dict[str, Any] = {
         **names.variables(),

@@ -96,11 +96,11 @@ def plan(project: Project, name: str, fate: Fate) -> tuple[Changes, str]:
 
 
 def _drop(changes: Changes, creation: Migration, name: str) -> str:
-    from hw_server.db import migrations
+    from hw_server.db import revisions
 
     try:
-        head, revision = migrations.next_revision()
-    except migrations.MigrationError as error:
+        head, revision = revisions.next_revision()
+    except revisions.MigrationError as error:
         raise ProjectError(str(error)) from None
     text = (
         f'"""drop {name}"""\n\nfrom alembic import op\n\nrevision = "{revision}"\ndown_revision = "{head}"\n'

@@ -71,6 +71,10 @@ def serve(
 
 def _migrate(settings: Settings) -> None:
     """Applies migrations, waiting while PostgreSQL is away; prints one line and exits with 1 where they fail."""
+    from hw_server.db.revisions import MigrationError, all_applied
+
+    if asyncio.run(all_applied(settings.database)):
+        return
     import asyncpg
     from alembic.util import CommandError
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -82,7 +86,7 @@ def _migrate(settings: Settings) -> None:
     while True:
         try:
             asyncio.run(migrations.upgrade(settings.database))
-        except (OSError, SQLAlchemyError, CommandError) as error:
+        except (OSError, SQLAlchemyError, CommandError, MigrationError) as error:
             if time.monotonic() > deadline or not is_transient(error):
                 reason = error.driver_exception if isinstance(error, DBAPIError) else error
                 if isinstance(reason, asyncpg.InsufficientPrivilegeError):
