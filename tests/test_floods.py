@@ -127,6 +127,44 @@ async def test_rows_of_refusals_have_a_limit(
     assert rows == 5
 
 
+@pytest.mark.parametrize("refused", ["calls", "handshakes"])
+async def test_rows_of_refusals_at_the_socket_have_a_limit(
+    serve: Serve, token: Token, database: asyncpg.Connection, refused: str
+) -> None:
+    headers = {"Authorization": f"Bearer {token('bob')}"}
+    before = await database.fetchval("SELECT max(id) FROM user_actions")
+    limits = {"HW_AUDIT__FAILURES_PER_MINUTE": "5", "HW_RATELIMIT__SOCKETS_PER_USER": "1"}
+    with serve(HW_AUDIT__FLUSH_INTERVAL="0.1", **limits, **prefix()) as running:
+        async with running.socket(additional_headers=headers) as socket:
+            for _ in range(12):
+                if refused == "calls":
+                    assert (await socket.call("notes.create", title="x"))["error"]["code"] == -32003
+                else:
+                    with RawClient(running.url) as client:
+                        client.send(head("GET /web HTTP/1.1", UPGRADE | headers))
+                        assert client.response()[0] == 429
+            await until(lambda: suppressed(running, 7))
+    rows = await database.fetchval("SELECT count(*) FROM user_actions WHERE id > $1 AND status >= 400", before or 0)
+    assert rows == 5
+
+
+async def suppressed(running: Running, rows: int) -> bool:
+    return await metric(running, 'audit_rows_total{result="suppressed"}') == rows
+
+
+async def test_handshakes_that_the_cap_refuses_count(serve: Serve, token: Token) -> None:
+    limits = {"HW_RATELIMIT__SOCKETS_PER_USER": "1", "HW_RATELIMIT__HANDSHAKES_PER_MINUTE": "3"}
+    with serve(**limits, **prefix()) as running:
+        answers = []
+        async with running.socket(token("alice")):
+            for _ in range(4):
+                with RawClient(running.url) as client:
+                    headers = UPGRADE | {"Authorization": f"Bearer {token('alice')}"}
+                    client.send(head("GET /web HTTP/1.1", headers))
+                    answers.append(client.response()[2])
+    assert [b"too many open sockets" in answer for answer in answers] == [True] * 2 + [False] * 2
+
+
 # Answers
 
 
@@ -158,6 +196,15 @@ async def test_batches_side_by_side_share_a_budget(serve: Serve, token: Token, d
     await database.execute("DELETE FROM notes WHERE title LIKE $1", f"{tag}%")
     assert all(answer[-1]["error"]["code"] == -32014 for answer in answers)
     assert grown < 100_000_000
+
+
+async def test_a_client_that_does_not_read_is_not_read(serve: Serve, token: Token) -> None:
+    limits = {"HW_WS__PING_INTERVAL": "60", "HW_RATELIMIT__WS_PER_MINUTE": "100000"}
+    with serve(**limits, **prefix()) as running, RawClient(running.url, 3, receive_buffer=4096) as client:
+        client.handshake(token("alice"))
+        with pytest.raises(TimeoutError):
+            client.takes(frame(TEXT, call("rpc.discover")) * 1_000, 1_000)
+        assert await metric(running, 'ws_messages_total{direction="in"}') < 2_000
 
 
 async def test_strangers_are_not_answered_more_than_they_are_worth(server: Running) -> None:
@@ -379,6 +426,14 @@ def test_an_upgrade_with_odd_bytes_is_answered(server: Running, path: str, agent
         assert client.response()[0] == status
 
 
+async def test_an_upgrade_without_a_key_is_counted(serve: Serve) -> None:
+    with serve() as running:
+        with RawClient(running.url) as client:
+            client.send(head("GET /web HTTP/1.1", UPGRADE | {"Sec-WebSocket-Key": "short"}))
+            assert client.statuses() == [400]
+        assert await metric(running, 'http_connections_closed_total{reason="invalid"}') == 1
+
+
 def test_an_upgrade_with_two_callers_is_refused(server: Running, token: Token) -> None:
     with RawClient(server.url) as client:
         callers = "".join(f"Authorization: Bearer {token(name)}\r\n" for name in ("alice", "bob"))
@@ -431,6 +486,20 @@ def test_a_body_that_comes_after_the_answer_keeps_the_connection(server: Running
         assert client.response()[0] == 401
         client.send(b"{}" + head("GET /health/live HTTP/1.1", {"Host": "x"}))
         assert client.response()[0] == 200
+
+
+@pytest.mark.parametrize("signed_in", [True, False])
+def test_small_chunks_are_read_in_many_turns(server: Running, token: Token, signed_in: bool) -> None:
+    """With what follows them, also where the answer was sent first."""
+    headers = {"Host": "x", "Transfer-Encoding": "chunked", "Content-Type": "application/json"}
+    authorization = {"Authorization": f"Bearer {token('alice')}"} if signed_in else {}
+    with RawClient(server.url) as client:
+        client.send(
+            head("POST /api/notes HTTP/1.1", headers | authorization)
+            + b"1\r\n \r\n" * 50_000 + b"2\r\n{}\r\n0\r\n\r\n"
+            + head("GET /health/live HTTP/1.1", {"Host": "x", "Connection": "close"})
+        )  # fmt: skip
+        assert client.statuses() == [422 if signed_in else 401, 200]
 
 
 @pytest.mark.parametrize("path", ["/api/auth/backchannel-logout", "/api/notes"])

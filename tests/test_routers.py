@@ -153,3 +153,9 @@ async def test_a_refusal_of_an_exempt_route_is_recorded_once_by_the_route_itself
         query = {"request_id": refused.headers["x-request-id"]}
         [row] = (await dave.get("/api/audit-logs", params=query)).json()["items"]
     assert (row["action"], row["status"]) == ("sessions.backchannel_logout", 400)
+
+
+async def test_a_json_body_has_a_limit_of_members(filing: Running, token: Token) -> None:
+    async with filing.client(token("dave")) as dave:
+        answer = await dave.post("/api/files/search", json=[""] * 100_000)
+    assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")

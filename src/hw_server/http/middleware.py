@@ -16,7 +16,7 @@ from hw_server.http.addresses import Hosts, client_address, header
 from hw_server.http.problems import domain_error, problem_response
 from hw_server.observability.logging import current_call
 from hw_server.observability.metrics import Metrics
-from hw_server.operations import Call
+from hw_server.operations import Call, limit_members
 from hw_server.ratelimit import Rates, client_key
 from hw_server.settings import HttpSettings
 
@@ -27,7 +27,7 @@ HEADERS = "hw.headers"  # the scope's key of headers for the response, also wher
 # Requested by probes, often and by any host name.
 EXEMPT_PATHS = frozenset({"/health", "/health/ready", "/health/live", "/metrics"})
 CLOSE = (b"connection", b"close")
-FORM = b"application/x-www-form-urlencoded"
+FORM = "application/x-www-form-urlencoded"
 FORM_BYTES = 65_536
 FORM_FIELDS = 1000
 REFUSALS_PER_MINUTE = 60  # of one address, on paths without admission
@@ -140,39 +140,60 @@ class TrustedHostMiddleware:
         await self.app(scope, receive, send)
 
 
+def media_type(scope: Scope) -> str:
+    """Of the body, without parameters; JSON where the request names none."""
+    value = header(scope, b"content-type") or b"application/json"
+    return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+
+def is_json(kind: str) -> bool:
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
 class BodyLimitMiddleware:
-    """Refuses bodies over `http.max_body_bytes`, announced or streamed; of forms, whose parser is slow, those over `FORM_BYTES` or
-    `FORM_FIELDS`."""
+    """Refuses bodies over `http.max_body_bytes`, announced or streamed; JSON of more than `http.max_json_members`; of forms, whose
+    parser is slow, those over `FORM_BYTES` or `FORM_FIELDS`."""
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self.app = app
         self._limit = settings.max_body_bytes
+        self._max_members = settings.max_json_members
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] in WITHOUT_BODY:
             await self.app(scope, receive, send)
             return
-        form = (header(scope, b"content-type") or b"").lower().startswith(FORM)
+        kind = media_type(scope)
+        form, json = kind == FORM, is_json(kind)
         limit = min(self._limit, FORM_BYTES) if form else self._limit
         length = header(scope, b"content-length")
         # Of leading zeros there may be more than Python makes a number of.
         if length is not None and (not length.isdigit() or int(length.lstrip(b"0") or b"0") > limit):
             raise PayloadTooLarge(f"at most {limit} bytes")
         received = fields = 0
+        pieces: list[bytes] = []  # of JSON
         refusal: PayloadTooLarge | None = None
 
         async def receive_limited() -> Message:
             nonlocal received, fields, refusal
             message = await receive()
             if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                fields += message.get("body", b"").count(b"&") if form else 0
-                if received > limit:
-                    refusal = PayloadTooLarge(f"at most {limit} bytes")
-                elif fields > FORM_FIELDS:
-                    refusal = PayloadTooLarge(f"at most {FORM_FIELDS} fields")
-                if refusal is not None:
-                    raise refusal
+                piece = message.get("body", b"")
+                received += len(piece)
+                try:
+                    if received > limit:
+                        raise PayloadTooLarge(f"at most {limit} bytes")
+                    if form:
+                        fields += piece.count(b"&")
+                        if fields > FORM_FIELDS:
+                            raise PayloadTooLarge(f"at most {FORM_FIELDS} fields")
+                    elif json:
+                        pieces.append(piece)
+                        if not message.get("more_body"):
+                            limit_members(b"".join(pieces), self._max_members)
+                except PayloadTooLarge as error:
+                    refusal = error
+                    raise
             return message
 
         try:

@@ -18,6 +18,7 @@ from hw_server.settings import HttpSettings
 MAX_HEADERS = 128
 MAX_PARAMETERS = 256  # of a query: FastAPI parses each, also on routes that use none
 PIECE = 2048  # bytes parsed before the length of the pipeline is looked at again
+TURN = 16_384  # bytes parsed before other connections have their turn: chunks of one byte cost a callback for six bytes
 MAX_QUEUED = 8  # requests, besides the one in progress and those of one piece
 DRAIN_BYTES = 1_048_576  # of a body whose request was answered before it was whole, or after an error
 DRAIN_SECONDS = 2.0
@@ -88,7 +89,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None  # of the head, the body or the drain
         self._write_timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None  # the others wait in the pipeline
-        self._held = b""  # read, but not parsed: the pipeline is full
+        self._held = b""  # read, but not parsed: the pipeline is full, or this turn has ended
         self._draining = False
         self._dropped = 0  # bytes
         self._ended = False  # nothing more is parsed
@@ -148,10 +149,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _feed(self, data: bytes) -> None:
         position, size = 0, len(data)
         while position < size:
-            if len(self.pipeline) >= MAX_QUEUED:
+            if len(self.pipeline) >= MAX_QUEUED or position >= TURN:
                 self._held = data[position:]
                 self.flow.pause_reading()
                 self.flow.held = True
+                self.loop.call_soon(self._take_up)
                 return
             piece = data if size <= PIECE else data[position : position + PIECE]
             self._uncounted += len(piece)
@@ -173,6 +175,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                     return
         self._set_timer()
 
+    def _take_up(self) -> None:
+        """Parses on where there is room for another request."""
+        if not self._held or self._ended or len(self.pipeline) >= MAX_QUEUED or self.transport.is_closing():
+            return
+        data, self._held = self._held, b""
+        self.flow.held = False
+        if self.flow.read_paused and not self.pipeline:
+            self.flow.resume_reading()
+        self._feed(data)
+
     def _set_timer(self) -> None:
         """Headers nearly always come in one segment, and their body with them: then no timer is set."""
         if self._timer is not None or self.transport.is_closing():
@@ -185,6 +197,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._in_headers, self._hosts, self._authorized, self._uncounted = True, 0, False, 0
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()  # set by the end of a body that came with this request
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -280,7 +294,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._stop_timer()
         self.handle_websocket_upgrade()
-        if rest and not self.transport.is_closing():
+        if self.transport.is_closing():
+            self._closed.labels("invalid").inc()  # the library has refused the handshake
+        elif rest:
             self.transport.get_protocol().data_received(rest)  # type: ignore[attr-defined]
 
     # Out
@@ -303,18 +319,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         if self.pipeline:
             self.flow.pause_reading()
-        if self._held and len(self.pipeline) < MAX_QUEUED:
-            data, self._held = self._held, b""
-            self.flow.held = False
-            if self.flow.read_paused and not self.pipeline:
-                self.flow.resume_reading()
-            self._feed(data)
-        elif self._in_body and self._running is None:
+        if self._in_body and self._running is None:
             # The response was sent before the body ended: a bounded rest is discarded, which costs less than a new connection.
             self._unset_keepalive_if_required()
             self._stop_timer()
             self._draining, self._dropped = True, 0
             self._timer = self.loop.call_later(DRAIN_SECONDS, self._close, "body")
+        self._take_up()
 
     # Ends
 

@@ -14,9 +14,9 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hw_server.errors import ClientDisconnected, MethodNotAllowed, UnsupportedMediaType
-from hw_server.http.middleware import CALL
+from hw_server.http.middleware import CALL, is_json, media_type
 from hw_server.http.problems import problem_responses
-from hw_server.operations import PUBLIC, BoundOperation, Call, Executor, limit_members, role_in_words
+from hw_server.operations import PUBLIC, BoundOperation, Call, Executor, role_in_words
 from hw_server.operations.declaration import RPC
 from hw_server.operations.signature import BODY, QUERY
 
@@ -72,7 +72,7 @@ class OperationPaths:
         await route.handle(scope, receive, send)
 
 
-def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect, max_members: int) -> None:
+def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect) -> None:
     """Adds a route below `/api` for each operation that HTTP speaks. Raises ValueError where two have the same."""
     by_path: dict[str, dict[str, ASGIApp]] = {}
     for bound in _by_precedence(executor.operations.values()):
@@ -83,7 +83,7 @@ def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect
         handlers = by_path.setdefault(operation.path, {})
         if operation.method in handlers:
             raise ValueError(f"operation {operation.name}: {operation.method} {operation.path} is declared twice")
-        handlers[operation.method] = partial(_handle, executor, bound, max_members)
+        handlers[operation.method] = partial(_handle, executor, bound)
         _add_route(router, bound, handlers if first else {}, sign_in)
 
 
@@ -150,14 +150,11 @@ def _declared_endpoint(bound: BoundOperation, sign_in: OpenIdConnect) -> Callabl
     return endpoint
 
 
-async def _handle(
-    executor: Executor, bound: BoundOperation, max_members: int, scope: Scope, receive: Receive, send: Send
-) -> None:
+async def _handle(executor: Executor, bound: BoundOperation, scope: Scope, receive: Receive, send: Send) -> None:
     async def bind() -> dict[str, Any]:
         body = b""
         if BODY in bound.signature.fields:
             body = await _json_body(Request(scope, receive))
-            limit_members(body, max_members)
         return bound.binder.from_http(scope["path_params"], scope["query_string"], body)
 
     call: Call = scope[CALL]
@@ -171,8 +168,7 @@ async def _handle(
 
 
 async def _json_body(request: Request) -> bytes:
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    if not is_json(media_type(request.scope)):
         raise UnsupportedMediaType("the body must be application/json")
     try:
         chunks = [chunk async for chunk in request.stream()]
