@@ -73,6 +73,23 @@ def unknown_keys(url: str, token: str) -> None:
     over_http(headers, KEYS, KEYS[:0])(url, token)
 
 
+def signed_in_handshakes(url: str, token: str) -> None:
+    with RawClient(url, timeout=2) as client:
+        client.handshake(token)
+
+
+def small_chunks(url: str, token: str) -> None:
+    """Of one byte, in a body that is read to its end."""
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+    over_http(headers, b"1\r\n \r\n" * 150_000 + b"0\r\n\r\n")(url, token)
+
+
+def parameters(url: str, token: str) -> None:
+    with RawClient(url, timeout=2) as client:
+        client.send(head(f"GET /health/live?{'a&' * 30_000} HTTP/1.1", {"Host": "x"}))
+        client.rest()
+
+
 def pipeline(url: str, token: str) -> None:
     with RawClient(url, timeout=2) as client:
         while True:
@@ -85,13 +102,17 @@ FLOODS: dict[str, Flood] = {
     "empty fragments": over_socket(frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 40_000, sign_in=False),
     "messages that are no JSON": over_socket(frame(TEXT, b"{", mask=bytes(4)) * 40_000),
     "batches of lists, unread": over_socket(LISTS),
+    "rpc.discover, unread": over_socket(frame(TEXT, call("rpc.discover"), mask=bytes(4)) * 1_000),
     "slow searches": over_socket(SEARCHES),
     "sign in and leave": leave,
+    "handshakes with a good token": signed_in_handshakes,
     "upgrades with 200 fields": upgrade,
     "trailers without end": over_http({"Transfer-Encoding": "chunked"}, b"0\r\nX: ", b"x" * 65_536),
     "pipelines, unread": pipeline,
     "bodies byte by byte": over_http({"Content-Length": "1000000"}, b"", b"x", 0.01),
+    "chunks of one byte": small_chunks,
     "unknown keys": unknown_keys,
+    "30,000 query parameters": parameters,
 }
 
 

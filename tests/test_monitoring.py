@@ -6,15 +6,23 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from docker.grafana import runbook
 
 from hw_server.ws.codes import PLATFORM_ERRORS, CloseCode
-from tests.conftest import PROJECT, Running
+from tests.conftest import PROJECT, Running, until
+from tests.traefik import run_traefik
 
 PROMETHEUS = PROJECT / "docker" / "prometheus"
 ALERTS = (PROMETHEUS / "alerts.yml").read_text()
@@ -98,6 +106,23 @@ async def test_alerts_use_series_that_are_exported(server: Running, token: Calla
     used = {name for line in EXPRESSIONS for name in re.findall(r"\b([a-z]\w+_\w+|up)\b(?=[{\[ )])", line)}
     used -= {"histogram_quantile"}
     assert used - FROM_ELSEWHERE <= exported
+
+
+async def test_traefik_exports_the_end_of_a_certificate(tmp_path: Path) -> None:
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=9)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "api.example.org")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 7, ends - timedelta(days=90), ends)
+    (tmp_path / "cert.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+    )
+    files = {"certFile": str(tmp_path / "cert.pem"), "keyFile": str(tmp_path / "key.pem")}
+    with run_traefik(tmp_path, {"tls": {"certificates": [files]}}) as url:
+        pattern = re.compile(r"^traefik_tls_certs_not_after\{(.+)\} (\S+)$", re.M)
+        [(labels, value)] = await until(lambda: pattern.findall(httpx.get(f"{url}/metrics").text))
+    assert 'cn="api.example.org"' in labels
+    assert float(value) == ends.timestamp()
 
 
 def test_rejections_are_outcomes_that_exist() -> None:
