@@ -3,11 +3,11 @@
 import json
 import uuid
 from datetime import date
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from hw_server import audit
 from hw_server.app import create_app
@@ -133,7 +133,13 @@ class Search(BaseModel):
     tags: tuple[str, ...] = ()
 
 
-async def search(query: Search) -> None: ...
+def of_this_century(query: Search) -> Search:
+    if query.day.year < 2000:
+        raise ValueError("too early")
+    return query
+
+
+async def search(query: Annotated[Search, AfterValidator(of_this_century)]) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -142,6 +148,7 @@ async def search(query: Search) -> None: ...
         ("1", '{"day": "2026-01-02", "tags": ["a"]}'),
         ('"x"', '{"day": "2026-01-02"}'),
         ("1", '{"day": 0}'),
+        ("1", '{"day": "1999-01-02"}'),
         ("1", '{"day": "2026-01-02", "more": 1}'),
         ("1", '{"day": "2026-01-02", "tags": [NaN]}'),
         ("true", '{"day": "2026-01-02"}'),

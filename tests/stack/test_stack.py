@@ -19,6 +19,7 @@ from tests.stack.conftest import (
     compose,
     containers,
     inside,
+    load,
     panels,
     run,
     sign_in,
@@ -228,6 +229,19 @@ def test_the_image_refuses_development_secrets_in_production() -> None:
     told = run("docker", "run", "--rm", "-e", "HW_ENVIRONMENT=production", "hw-test/hw-server", check=False)
     assert told.returncode == 2
     assert "database.password" in told.stderr
+
+
+async def test_a_restart_of_the_server_is_never_an_unknown_page() -> None:
+    """Traefik knows no container that is not healthy yet: a route of last resort answers meanwhile."""
+    headers = {"Host": "api.localhost", "Authorization": f"Bearer {sign_in('alice')['access_token']}"}
+    async with (
+        httpx.AsyncClient(base_url="http://127.0.0.1", headers=headers, timeout=20) as client,
+        load(client, "/api/authors", rate=8) as answers,
+    ):
+        await asyncio.sleep(1)
+        await asyncio.to_thread(run, "docker", "restart", "-t", "30", "hw-server")
+        await asyncio.to_thread(wait_until_routed)
+    assert {kind.partition(" ")[0] for kind in answers.kinds()} <= {"200", "502", "503"}, answers.kinds()
 
 
 def test_zz_down_and_up_keep_the_data_and_v_removes_it() -> None:

@@ -60,9 +60,10 @@ class Binder:
         argument that it is, or None where its fields are the arguments."""
         argument, params = None, url_params
         if len(self._fields) == 1 and not self._path_fields:
-            [(argument, annotation)] = self._fields.items()
-            params = model_of(annotation)
-        if params.model_config.get("extra") != "forbid" or (argument is None and {QUERY, BODY} & self._fields.keys()):
+            [(argument, params)] = self._fields.items()
+        if argument is None and {QUERY, BODY} & self._fields.keys():
+            return None, None
+        if model_of(params).model_config.get("extra") != "forbid":
             return None, None
         fields: Any = {"jsonrpc": Literal["2.0"], "id": CallId, "method": Literal[operation.name], "params": params}
         return argument, TypeAdapter(TypedDict("Request", fields)).validator  # type: ignore[operator]
