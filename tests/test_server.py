@@ -124,6 +124,19 @@ async def test_a_request_can_be_found_in_the_log(server: Running, dave: httpx.As
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", line["timestamp"])
 
 
+async def test_lines_of_a_feature_and_of_a_library_name_the_request(
+    server: Running, dave: httpx.AsyncClient, token: Token
+) -> None:
+    mine = uuid.uuid4().hex
+    await dave.get("/api/notes/tagged", params={"tags": mine}, headers={"X-Request-ID": mine})
+    async with server.socket(token("dave")) as socket:
+        await socket.call("notes.tagged", tags=[f"{mine}-socket"])
+    own = await until(lambda: [line for line in server.log() if any(mine in tag for tag in line.get("tags", ()))][1:])
+    for request_id in (mine, own[0]["request_id"]):
+        lines = {line["event"]: line for line in server.log() if line.get("request_id") == request_id}
+        assert [lines[event]["user_id"] for event in ("tags_wanted", "tags are slow")] == ["dave", "dave"]
+
+
 @pytest.mark.parametrize(
     "given", ["short", "with space in it", "x" * 65, "new\\nline-and-more", "<script>alert</script>"]
 )

@@ -1,3 +1,7 @@
+import logging
+
+import structlog
+
 from hw_server.auth import Principal
 from hw_server.errors import NotFound
 from hw_server.operations import AfterCommit, CountCache, Id, Operations, Page, Provided, Read, Write
@@ -13,6 +17,8 @@ from tests.notes.models import (
     TagQuery,
 )
 
+log = structlog.get_logger()
+library = logging.getLogger("tests.library")
 operations = Operations("/notes")
 TOTAL = "notes"
 NotePage = Page[Note]
@@ -42,7 +48,9 @@ async def count_notes(db: Read, caller: Principal | None) -> NoteCount:
 
 @operations.get("notes.tagged", "/tagged", role=NOTES_READ)
 async def list_tagged_notes(db: Read, query: TagQuery) -> NotePage:
-    """List the notes that have all the tags."""
+    """List the notes that have all the tags; logs, as a feature does and as a library does."""
+    log.info("tags_wanted", tags=query.tags)
+    library.warning("tags are slow")
     return NotePage(items=await repository.tagged(db, query.tags), per_page=100)
 
 
