@@ -246,6 +246,26 @@ async def test_connections_have_a_limit(serve: Serve) -> None:
     assert [line for line in running.log() if line["level"] == "error"] == []
 
 
+async def test_connections_of_one_address_have_a_limit(serve: Serve) -> None:
+    """Sockets are not among them, nor those of a trusted proxy."""
+    limit = {"HW_HTTP__MAX_CONNECTIONS_PER_ADDRESS": "3"}
+    with serve(**limit) as running, contextlib.ExitStack() as opened:
+        for _ in range(5):
+            assert opened.enter_context(RawClient(running.url)).handshake() == 101
+        for _ in range(3):
+            opened.enter_context(RawClient(running.url))
+        with RawClient(running.url) as client:
+            assert client.rest().startswith(b"HTTP/1.1 503 ")
+        opened.close()
+        async with running.client() as client:
+            assert (await client.get("/health/live")).status_code == 200
+    with serve(HW_HTTP__TRUSTED_PROXIES="127.0.0.1", **limit) as running, contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(RawClient(running.url)) for _ in range(9)]
+        for client in clients:
+            client.send(head("GET /health/live HTTP/1.1", {"Host": "x"}))
+        assert [client.response()[0] for client in clients] == [200] * 9
+
+
 @pytest.mark.parametrize("calls_per_user", ["2", "8"])
 async def test_one_user_leaves_connections_to_others(
     serve: Serve, token: Token, locked: asyncpg.transaction.Transaction, calls_per_user: str

@@ -20,7 +20,7 @@ import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
 
 from hw_server.app import create_app
-from hw_server.http.protocol import BoundedHttpProtocol
+from hw_server.http.protocol import BoundedHttpProtocol, Peers
 from hw_server.observability import logging
 from hw_server.observability.metrics import MULTIPROCESS_DIR
 from hw_server.operations import load_features
@@ -62,7 +62,10 @@ class Server(uvicorn.Server):
                 application.asgi,
                 loop="uvloop",
                 http=partial(  # type: ignore[arg-type]
-                    BoundedHttpProtocol, settings=settings.http, metrics=application.metrics
+                    BoundedHttpProtocol,
+                    settings=settings.http,
+                    metrics=application.metrics,
+                    peers=Peers(settings.http),
                 ),
                 ws=DirectWebSocketProtocol,
                 ws_max_size=settings.ws.max_frame_bytes,

@@ -48,6 +48,7 @@ Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_spl
 PRODUCTION_DEFAULTS = {
     "ratelimit.http_per_minute": "600",
     "ratelimit.ws_per_minute": "1200",
+    "http.max_connections_per_address": "1000",
     "ratelimit.handshakes_per_minute": "600",
     "ratelimit.sockets_per_user": "20",
     "http.drain_delay": "5",
@@ -82,6 +83,11 @@ class HttpSettings(Group):
     cors_origins: Names = Field((), description="Browser origins allowed to call the API, comma separated.")
     max_connections: int = Field(
         25_000, ge=1, description="Open TCP connections at most, sockets included, per worker; more get a 503."
+    )
+    max_connections_per_address: int = Field(
+        25_000,
+        ge=1,
+        description="Open HTTP connections of one address at most, per worker; trusted proxies have no limit.",
     )
     header_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the headers of a request, seconds.")
     max_header_bytes: int = Field(

@@ -19,14 +19,14 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 def client_address(scope: Scope, trusted: Networks) -> str | None:
     """The nearest address that is not a trusted proxy; `X-Forwarded-For` of other peers is ignored."""
     peer: str | None = unmapped(scope["client"][0]) if scope.get("client") else None
-    if not trusted or peer is None or not _within(peer, trusted):
+    if not trusted or peer is None or not within(peer, trusted):
         return peer
     forwarded = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for")
     for part in reversed(forwarded.decode("latin-1").split(",")):
         address = unmapped(part.strip())
         if not _is_address(address):
             return peer
-        if not _within(address, trusted):
+        if not within(address, trusted):
             return address
         peer = address
     return peer
@@ -51,7 +51,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _within(address: str, networks: Networks) -> bool:
+def within(address: str, networks: Networks) -> bool:
+    """Whether one of the networks has it; what is no address is in none."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -4,6 +4,7 @@ server."""
 
 import asyncio
 import re
+from collections import Counter
 from typing import Any
 
 import httptools
@@ -11,8 +12,10 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from websockets.http11 import MAX_LINE_LENGTH
 
+from hw_server.http.addresses import unmapped, within
 from hw_server.http.middleware import CALL
 from hw_server.observability.metrics import Metrics
+from hw_server.ratelimit import client_key
 from hw_server.settings import HttpSettings
 
 MAX_HEADERS = 128
@@ -69,14 +72,44 @@ class PipelineFlow(FlowControl):
             super().resume_reading()
 
 
+class Peers:
+    """How many HTTP connections each client address holds: not sockets, which have limits of their own, and not those of trusted
+    proxies, which bring many clients."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._most = settings.max_connections_per_address
+        self._trusted = settings.trusted_proxies
+        self._held: Counter[str] = Counter()
+
+    def join(self, client: tuple[str, int] | None) -> str | None:
+        """Counts a connection; returns what to tell `leave`."""
+        address = unmapped(client[0]) if client is not None else None
+        if address is None or within(address, self._trusted):
+            return None
+        peer = client_key(address)
+        self._held[peer] += 1
+        return peer
+
+    def crowded(self, peer: str | None) -> bool:
+        return peer is not None and self._held[peer] > self._most
+
+    def leave(self, peer: str | None) -> None:
+        if peer is not None:
+            self._held[peer] -= 1
+            if not self._held[peer]:
+                del self._held[peer]
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection. What passes a limit is answered without a problem document, then the connection is closed; `metrics` counts
     it."""
 
     flow: PipelineFlow
 
-    def __init__(self, *args: Any, settings: HttpSettings, metrics: Metrics, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, settings: HttpSettings, metrics: Metrics, peers: Peers, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._peers = peers
+        self._peer: str | None = None  # whom this connection counts for
         self._settings = settings
         self._refused_headers = metrics.http_refused_headers
         self._closed = metrics.http_closed
@@ -101,13 +134,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.flow = PipelineFlow(transport)
-        if len(self.connections) > self._settings.max_connections:
+        self._peer = self._peers.join(self.client)
+        if len(self.connections) > self._settings.max_connections or self._peers.crowded(self._peer):
             transport.write(TOO_MANY)
             self._close("too_many")
             return
         self._timer = self.loop.call_later(self._settings.header_timeout, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
         self._stop_timer()
         self.resume_writing()
         running, self._running = self._running, None
@@ -122,6 +157,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             call = running.scope.get(CALL)
             if call is not None:
                 call.abandon()  # type: ignore[attr-defined]
+
+    def _leave(self) -> None:
+        self._peers.leave(self._peer)
+        self._peer = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -292,6 +331,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if not self._should_upgrade():
             self._ended = True  # answered as if nothing had been asked; what follows cannot be parsed
             return
+        self._leave()
         self._stop_timer()
         self.handle_websocket_upgrade()
         if self.transport.is_closing():
