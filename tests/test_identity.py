@@ -281,6 +281,29 @@ async def test_a_session_ended_during_its_sign_in_is_refused(
         assert await signing_in in ("HTTP 401", "4401 unauthenticated", "4403 session_revoked")
 
 
+async def test_a_session_ended_while_it_is_written_does_not_come_back(
+    serve: Serve, stack: Stack, guarded: Running, provider: Provider, sessions: Any
+) -> None:
+    """And the sign-out of all its user's sessions, which did not know it, covers its next tokens."""
+    sid, sub = uuid.uuid4().hex, uuid.uuid4().hex
+    token = provider.token(sid=sid, sub=sub)
+    with behind_a_proxy(serve, stack, provider) as (running, proxy):
+        proxy.hold_at = f"hw:session:{sid}".encode()
+        assert not await refused(running, token)
+        await until(proxy.held.is_set)
+        async with guarded.client() as client:
+            logout = provider.logout_token(sid=None, sub=sub)
+            await client.post(PATH, data={"logout_token": logout})
+        await until(lambda: refused(running, token))
+        proxy.release.set()
+        await until(lambda: sessions.zscore("hw:revoked", f"session:{sid}"))
+
+        async def gone() -> bool:
+            return not await sessions.exists(f"hw:session:{sid}")
+
+        await until(gone)
+
+
 async def sign_in(running: Running, token: str, handshake: bool) -> str:
     """How it ends."""
     try:

@@ -220,4 +220,4 @@ def started(images: None) -> Iterator[None]:
     compose(V1, "up", "-d", "--no-build")
     wait_until_routed()
     yield
-    compose(V2, "down", "-v", "--remove-orphans", check=False)
+    compose(V2, "down", "-v", "--remove-orphans", "-t", "2", check=False)

@@ -239,7 +239,7 @@ def production(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     logs = overlay("logs", "--tail", "5", **variables).stdout if told.returncode else ""
     assert told.returncode == 0, told.stderr[-2000:] + logs
     yield folder
-    overlay("down", "-v", "--remove-orphans", **variables)
+    overlay("down", "-v", "--remove-orphans", "-t", "2", **variables)
 
 
 def outside(name: str, **options: Any) -> httpx.Client:

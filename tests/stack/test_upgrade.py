@@ -38,7 +38,7 @@ def upgraded(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     operate(blocks("Restore into an empty stack"), folder, **NEWER)
     wait_until_routed()
     yield author, before
-    compose(V2, "down", "-v", "--remove-orphans")
+    compose(V2, "down", "-v", "--remove-orphans", "-t", "2")
 
 
 def test_newer_versions_run(upgraded: tuple[str, str]) -> None:

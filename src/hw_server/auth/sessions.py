@@ -95,6 +95,9 @@ class SessionStore:
             # The end of all of a user's sessions did not know these yet: a refreshed token of theirs would count.
             for session_id in late:
                 await self._revocations.revoke_session(session_id)
+            for principal, *_ in sessions:
+                if self._revocations.covering(principal) is not None:
+                    await self.revoke(principal.session_id)  # ended while it was written, which has brought it back
         except Unavailable:
             for session_id in pending:
                 self._touched.pop(session_id, None)
