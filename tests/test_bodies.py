@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -66,6 +67,12 @@ async def test_names_what_is_wrong_in_the_address_and_in_the_body(alice: httpx.A
     assert [problem["field"] for problem in whole.json()["errors"]] == ["body"]
     both = await alice.get("/api/notes", params={"page": 1, "cursor": "x"})
     assert [problem["field"] for problem in both.json()["errors"]] == ["query"]
+
+
+async def test_a_body_without_a_type_is_json(alice: httpx.AsyncClient) -> None:
+    made = await alice.post("/api/notes", content=json.dumps({"title": str(uuid.uuid4())}).encode())
+    large = await alice.post("/api/notes", content=b"[" + b"0," * 10_000 + b"0]")
+    assert (made.status_code, large.status_code) == (201, 413)
 
 
 async def test_refuses_chunks_past_the_limit(alice: httpx.AsyncClient) -> None:

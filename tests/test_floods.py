@@ -522,6 +522,32 @@ def test_small_chunks_are_read_in_many_turns(server: Running, token: Token, sign
         assert client.statuses() == [422 if signed_in else 401, 200]
 
 
+def test_a_connection_whose_body_came_late_is_kept_as_others_are(serve: Serve) -> None:
+    with serve(HW_HTTP__HEADER_TIMEOUT="1") as running, RawClient(running.url) as client:
+        client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}) + b"{")
+        assert client.response()[0] == 401
+        client.send(b"}")
+        time.sleep(1.5)
+        client.send(head("GET /health/live HTTP/1.1", {"Host": "x"}))
+        assert client.response()[0] == 200
+
+
+async def test_a_client_is_not_late_while_it_is_not_read(
+    serve: Serve, token: Token, database: asyncpg.Connection, locked: asyncpg.transaction.Transaction
+) -> None:
+    slow = head("GET /api/notes HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token('alice')}"})
+    live = head("GET /health/live HTTP/1.1", {"Host": "x"})
+    with serve(HW_HTTP__HEADER_TIMEOUT="1") as running, RawClient(running.url) as client:
+        client.send(slow)
+        await until(lambda: waiting(database))
+        client.send(live + live[:20])
+        await asyncio.sleep(0.2)
+        client.send(live[20:])
+        await asyncio.sleep(1.5)
+        await locked.rollback()
+        assert await asyncio.to_thread(lambda: [client.response()[0] for _ in range(3)]) == [200] * 3
+
+
 @pytest.mark.parametrize("path", ["/api/auth/backchannel-logout", "/api/notes"])
 async def test_a_body_has_a_time(serve: Serve, token: Token, path: str) -> None:
     with serve(HW_HTTP__BODY_TIMEOUT="1", HW_HTTP__REQUEST_TIMEOUT="30") as running:
@@ -548,7 +574,7 @@ async def test_a_pipeline_has_a_limit(serve: Serve, token: Token) -> None:
     request = head("GET /health/live HTTP/1.1", {"Host": "x"})
     with serve() as running:
         before = memory(running)
-        clients = [RawClient(running.url) for _ in range(10)]
+        clients = [RawClient(running.url, receive_buffer=4096) for _ in range(10)]
         for client in clients:
             client.send(request * 5_000)
         await asyncio.sleep(1)

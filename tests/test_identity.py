@@ -304,6 +304,25 @@ async def test_a_session_ended_while_it_is_written_does_not_come_back(
         await until(gone)
 
 
+async def test_a_session_that_begins_during_the_sign_out_of_all_ends_too(
+    serve: Serve, stack: Stack, guarded: Running, provider: Provider, sessions: Any
+) -> None:
+    """It is written after the others were named, and before they are ended."""
+    sid, sub = uuid.uuid4().hex, uuid.uuid4().hex
+    with behind_a_proxy(serve, stack, provider) as (running, proxy):
+        await refused(running, provider.token())
+        proxy.hold_at = b"MULTI"
+        async with running.client() as client:
+            logout = {"logout_token": provider.logout_token(sid=None, sub=sub)}
+            ending = asyncio.create_task(client.post(PATH, data=logout))
+            await until(proxy.held.is_set)
+            assert not await refused(guarded, provider.token(sid=sid, sub=sub))
+            await until(lambda: sessions.exists(f"hw:session:{sid}"))
+            proxy.release.set()
+            assert (await ending).status_code == 200
+    assert await sessions.zscore("hw:revoked", f"session:{sid}")
+
+
 async def sign_in(running: Running, token: str, handshake: bool) -> str:
     """How it ends."""
     try:

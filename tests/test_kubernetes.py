@@ -19,7 +19,7 @@ DEPLOY = PROJECT / "deploy/kubernetes"
 KUBECTL = Path(sys.executable).with_name("kubectl")
 DOCUMENT = (PROJECT / "docs/deployment/kubernetes.md").read_text()
 OVERLAYS = ("production", "local")
-VERSIONS = ("1.35", "1.37")  # the oldest and the newest that are supported
+VERSIONS = ("1.30", "1.37")  # the oldest that the document promises, and the newest
 # Kinds of Gateway API and the Prometheus Operator, which have their own schemas: `make test-kubernetes` holds them against these.
 CUSTOM = {"HTTPRoute", "ServiceMonitor", "PrometheusRule"}
 Resource = dict[str, Any]
@@ -114,6 +114,9 @@ def test_a_pod_has_the_time_that_its_drain_takes(overlay: list[Resource], tmp_pa
     [container] = pod["containers"]
     paused = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] >= paused + http.drain_delay + http.shutdown_timeout + 5
+    asked = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
+    # A liveness probe that asks for PostgreSQL would restart every pod when it is away.
+    assert asked == {"startup": "/health/ready", "readiness": "/health/ready", "liveness": "/health/live"}
     probe = container["readinessProbe"]
     assert http.drain_delay > probe["periodSeconds"] * probe["failureThreshold"]
 
@@ -225,6 +228,15 @@ def test_rules_are_those_of_the_stack_without_what_kubernetes_lacks(flags: tuple
     assert not [rule["alert"] for group in groups for rule in group["rules"] if any(x in rule["expr"] for x in lacking)]
     for name in left_out:
         assert f"`{name}`" in DOCUMENT
+
+
+def test_images_of_others_are_pinned_to_the_patch() -> None:
+    folder = DEPLOY / "overlays/local"
+    images = re.findall(r"image: (\S+)", "".join(path.read_text() for path in folder.glob("*.yaml")))
+    theirs = [image for image in images if "nanoidp" not in image]
+    assert len(theirs) == 2
+    assert all(re.search(r"postgres:\d+\.\d+$|:\d+\.\d+\.\d+$", image) for image in theirs), theirs
+    assert re.search(r"nanoidp==\d", (folder / "nanoidp/Dockerfile").read_text())
 
 
 def test_dashboards_are_those_of_the_stack() -> None:

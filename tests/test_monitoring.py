@@ -108,6 +108,15 @@ async def test_alerts_use_series_that_are_exported(server: Running, token: Calla
     assert used - FROM_ELSEWHERE <= exported
 
 
+def test_what_pages_is_what_a_receiver_is_told_at_once() -> None:
+    """The ratios of `alerts.yml` ask for no minimum of traffic: a few failures at night would wake somebody."""
+    labels = re.findall(r"labels: \{(.+)\}", PAGING)
+    assert {'page: "true"' in label for label in labels if "critical" in label} == {True}
+    assert "page:" not in ALERTS
+    route = (PROJECT / "docker/alertmanager/alertmanager.yml").read_text()
+    assert re.findall(r"matchers: (.+)", route) == ["['page=\"true\"']"]
+
+
 async def test_traefik_exports_the_end_of_a_certificate(tmp_path: Path) -> None:
     ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=9)
     key = ec.generate_private_key(ec.SECP256R1())

@@ -16,7 +16,7 @@ import redis.asyncio as aioredis
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from hw_client import Backoff, Client, Event, EventStream, Reset, Subscription
+from hw_client import Backoff, Client, Event, EventStream, HwError, Reset, Subscription
 from hw_server.embedded import Ports, Stack
 from hw_server.ratelimit.connections import LEASE
 from tests.conftest import PROJECT, until
@@ -26,6 +26,7 @@ from tests.shell import Shell
 
 SERVERS = ("hw-server-1", "hw-server-2", "hw-server-3")
 WRITERS = 6
+SOCKETS = 3
 CAP = 4  # sockets of one user
 QUICK = Backoff(first=0.05, longest=0.5)
 
@@ -95,8 +96,9 @@ async def replicas() -> AsyncIterator[Replicas]:
 
 
 class Load:
-    """Writers over HTTP, and readers over sockets and event streams. `failures` are those of each writer's requests, `sent` all
-    words, `said` the acknowledged ones, `heard` those of each reader in the order they came, with a None for each reset."""
+    """Writers over HTTP, and readers over sockets, which make calls as well, and event streams. `failures` are those of each writer's
+    requests, `lost` those of each socket's calls, `sent` all words, `said` the acknowledged ones, `heard` those of each reader in the
+    order they came, with a None for each reset."""
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
@@ -104,6 +106,7 @@ class Load:
         self.said: list[str] = []
         self.sent: set[str] = set()
         self.failures: list[list[str]] = [[] for _ in range(WRITERS)]
+        self.lost: list[list[str]] = []
         self.heard: list[list[str | None]] = []
         self._streams: list[EventStream] = []
 
@@ -152,6 +155,16 @@ class Load:
                     failures.append(repr(error))
                 await asyncio.sleep(0.02)
 
+    async def _call(self, client: Client) -> None:
+        lost: list[str] = []
+        self.lost.append(lost)
+        while True:
+            try:
+                await client.call("notes.count")
+            except HwError as error:
+                lost.append(repr(error))
+            await asyncio.sleep(0.05)
+
     async def _listen(self, user: str, stream: int) -> None:
         heard: list[str | None] = []
         client = self._replicas.client(user)
@@ -161,6 +174,8 @@ class Load:
                 self._streams.append(events)
             else:
                 await stack.enter_async_context(client)
+                calling = asyncio.create_task(self._call(client))
+                stack.callback(calling.cancel)
                 events = client.subscribe(self._topic)
             await stack.enter_async_context(events)
             self.heard.append(heard)
@@ -187,7 +202,7 @@ async def test_a_rolling_restart_fails_nothing(replicas: Replicas) -> None:
         told = await replicas.hw("restart", "--rolling")
     # A server is asked nothing any more before it closes; without its drain each of the three leaves several writers unanswered.
     assert await replicas.unanswered() - unanswered < WRITERS
-    assert load.failures == [[]] * WRITERS
+    assert (load.failures, load.lost) == ([[]] * WRITERS, [[]] * SOCKETS)
     assert [line.strip() for line in told.splitlines()[:3]] == [f"{name} serves again" for name in SERVERS]
     assert not set(before.values()) & set(replicas.pids().values())
 
@@ -201,6 +216,9 @@ async def test_a_killed_server_fails_only_what_it_was_asked(replicas: Replicas) 
     # Each writer waits for one answer at a time. Traefik may give its next request to a connection whose end it has not read yet.
     assert max(len(failures) for failures in load.failures) <= 2
     assert not [failure for failures in load.failures for failure in failures if "502" not in failure]
+    # A call without an answer may have been carried out, and is not sent again.
+    assert max(len(lost) for lost in load.lost) <= 1
+    assert not [error for lost in load.lost for error in lost if "ConnectionLost" not in error]
     assert replicas.pids()["hw-server-2"] is None
     await replicas.up()
     assert None not in replicas.pids().values()

@@ -155,7 +155,29 @@ async def test_a_refusal_of_an_exempt_route_is_recorded_once_by_the_route_itself
     assert (row["action"], row["status"]) == ("sessions.backchannel_logout", 400)
 
 
-async def test_a_json_body_has_a_limit_of_members(filing: Running, token: Token) -> None:
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/json", b'["",' + b'"",' * 100_000 + b'""]'),
+        ("application/json\xa0", b'["",' + b'"",' * 100_000 + b'""]'),  # FastAPI strips what is space in Unicode
+        ("application/x+json", b'["",' + b'"",' * 100_000 + b'""]'),
+        ("application/json", ('["\\"",' + "[]," * 100_000 + "1]").encode("utf-16-le")),
+    ],
+)
+async def test_a_json_body_has_a_limit_of_members(filing: Running, token: Token, kind: str, body: bytes) -> None:
     async with filing.client(token("dave")) as dave:
-        answer = await dave.post("/api/files/search", json=[""] * 100_000)
+        headers = {"Content-Type": kind.encode("latin-1")}
+        answer = await dave.post("/api/files/search", content=body, headers=headers)  # type: ignore[arg-type]
+    assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
+
+
+async def test_a_body_without_a_type_is_anything(filing: Running, token: Token) -> None:
+    async with filing.client(token("alice")) as alice:
+        assert (await alice.put("/api/files/rows.csv", content=b"a,b,c,d\n" * 10_000)).status_code == 204
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "OPTIONS"])
+async def test_every_body_has_a_limit(filing: Running, token: Token, method: str) -> None:
+    async with filing.client(token("dave")) as dave:
+        answer = await dave.request(method, "/api/files/nothing", content=b"x" * 1_100_000)
     assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")

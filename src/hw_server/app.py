@@ -149,7 +149,7 @@ def create_app(
     for feature in features:
         if feature.router is not None:
             api.include_router(guarded(feature, audit, failures, settings.audit.record_reads))
-    add_operations(api.router, executor, sign_in_scheme())
+    add_operations(api.router, executor, sign_in_scheme(), settings.http.max_json_members)
     api.include_router(health_router)
     if settings.http.docs or settings.http.console:
         add_discovery(api, settings.oidc, signing_keys)

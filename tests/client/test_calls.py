@@ -1,6 +1,7 @@
 """Calls of the Python client."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -123,6 +124,31 @@ async def test_a_call_waits_for_a_broken_connection(serve: Serve, token: Token) 
     with serve(**settings):
         assert (await calling)["username"] == "bob"
         await client.close()
+
+
+async def test_a_restart_of_the_server_fails_no_call(serve: Serve, token: Token) -> None:
+    settings = {"HW_HTTP__PORT": str(free_port()), **ROOMS}
+    answers: list[Any] = []
+
+    async def ask(client: Client) -> None:
+        while True:
+            answers.append(await client.call("notes.count"))
+            answers.extend(await client.batch([("ping", {}), ("notes.count", {})]))
+
+    async with contextlib.AsyncExitStack() as stack:
+        first = stack.enter_context(serve(**settings))
+        client = await stack.enter_async_context(Client(first.url, token=lambda: token("bob"), backoff=QUICK))
+        asking = [asyncio.create_task(ask(client)) for _ in range(20)]
+        await until(lambda: len(answers) > 200)
+        first.process.terminate()
+        await asyncio.to_thread(first.process.wait, 30)
+        await asyncio.to_thread(stack.enter_context, serve(**settings))
+        before = len(answers)
+        await until(lambda: len(answers) > before + 200)
+        assert not [task for task in asking if task.done()]
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def test_a_reader_of_notifications_that_is_too_slow_is_told(rooms: Running, token: Token) -> None:

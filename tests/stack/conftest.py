@@ -86,23 +86,41 @@ class Answers:
     """What `load` was answered: seconds since its begin and what the response was, or the name of an exception."""
 
     seen: list[tuple[float, str]] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
+
+    def now(self) -> float:
+        """Seconds since the begin."""
+        return time.monotonic() - self.begun
 
     def kinds(self) -> Counter[str]:
         return Counter(kind for _, kind in self.seen)
 
+    def failed(self) -> list[float]:
+        """When requests began that failed."""
+        return [moment for moment, kind in self.seen if not kind.startswith("2")]
+
+    def last_failure(self) -> float:
+        return max(self.failed(), default=0.0)
+
     def failed_for(self) -> float:
         """Seconds from the first failure to the last."""
-        failed = [moment for moment, kind in self.seen if not kind.startswith("2")]
+        failed = self.failed()
         return failed[-1] - failed[0] if failed else 0.0
+
+
+def figure(capsys: pytest.CaptureFixture[str], what: str, answers: Answers) -> None:
+    """Shown also where all is well."""
+    with capsys.disabled():
+        print(f"\n  {what}: failed for {answers.failed_for():.1f} s; {dict(answers.kinds())}")
 
 
 @asynccontextmanager
 async def load(client: httpx.AsyncClient, path: str, rate: int = 20) -> AsyncIterator[Answers]:
     """GETs `path`, `rate` times a second, for as long as the block runs; every one is waited for."""
-    answers, begun, over = Answers(), time.monotonic(), asyncio.Event()
+    answers, over = Answers(), asyncio.Event()
 
     async def ask() -> None:
-        moment = time.monotonic() - begun
+        moment = answers.now()
         try:
             answer = await client.get(path)
             kind = f"{answer.status_code} {answer.headers.get('content-type', '').partition(';')[0]}"

@@ -70,6 +70,23 @@ def test_a_dashboard_holds_to_grafanas_schema(path: Path) -> None:
     assert lost(board, json.loads(JSONEncoder().encode(Dashboard.from_json(board)))) == []
 
 
+def test_there_is_a_row_for_each_layer_and_a_way_to_the_logs() -> None:
+    boards = {path.stem: json.loads(path.read_text()) for path in BOARDS}
+    rows = [panel["title"] for panel in boards["fastapi-metrics"]["panels"] if panel["type"] == "row"]
+    assert [row.partition(":")[0] for row in rows][1:] == ["Saturation", "Traefik", "Real time"]
+    leading = {
+        stem
+        for stem, board in boards.items()
+        if "/d/application-logs" in [link["url"] for link in board.get("links", ())]
+    }
+    assert leading == {"fastapi-metrics", "keycloak-metrics", "audit-logs"}
+
+
+def test_prometheus_keeps_what_fits() -> None:
+    assert "--storage.tsdb.retention.time=15d" in COMPOSE
+    assert "--storage.tsdb.retention.size=4GB" in COMPOSE
+
+
 def lost(there: Any, here: Any, path: str = "") -> list[str]:
     """Places in `there` that `here` lacks or holds other values in."""
     if isinstance(there, dict) and isinstance(here, dict):

@@ -11,9 +11,20 @@ from typing import Any
 import httpx
 import pytest
 
-from hw_client import Client, Event
+from hw_client import Client, Event, HwError
 from tests.conftest import PROJECT, until
-from tests.stack.conftest import V2, blocks, containers, inside, load, operate, run, sign_in, wait_until_routed
+from tests.stack.conftest import (
+    V2,
+    blocks,
+    containers,
+    figure,
+    inside,
+    load,
+    operate,
+    run,
+    sign_in,
+    wait_until_routed,
+)
 
 pytestmark = [pytest.mark.stack, pytest.mark.usefixtures("replicas")]
 OVERLAYS = ("docker/docker-compose.replicas.yml", "tests/stack/loopback.yml")
@@ -43,9 +54,19 @@ def through_traefik() -> httpx.AsyncClient:
 
 
 @asynccontextmanager
-async def subscribers(count: int, streams: int = 0) -> AsyncIterator[list[list[Any]]]:
-    """What each of so many, the last of them by event streams, hears of the topic `authors`; they reconnect as any client does."""
+async def subscribers(count: int, streams: int = 0, lost: list[str] | None = None) -> AsyncIterator[list[list[Any]]]:
+    """What each of so many, the last of them by event streams, hears of the topic `authors`; they reconnect as any client does. Those
+    with a socket make calls as well, where there is a list for what fails."""
     heard: list[list[Any]] = [[] for _ in range(count)]
+
+    async def call(client: Client, failures: list[str]) -> None:
+        while True:
+            try:
+                await client.call("me.get")
+            except HwError as error:
+                failures.append(repr(error))
+            await asyncio.sleep(0.1)
+
     # One for all: Keycloak takes many sign-ins of a user at the same moment for an attack.
     token = str(sign_in("alice")["access_token"])
 
@@ -56,6 +77,8 @@ async def subscribers(count: int, streams: int = 0) -> AsyncIterator[list[list[A
                 events: Any = await stack.enter_async_context(client.events("authors"))
             else:
                 await stack.enter_async_context(client)
+                if lost is not None:
+                    stack.callback(asyncio.create_task(call(client, lost)).cancel)
                 events = await stack.enter_async_context(client.subscribe("authors"))
             ready.set()
             async for event in events:
@@ -108,13 +131,14 @@ def test_each_replica_runs_and_migrations_ran_once() -> None:
     assert [name for name in containers() if "migrate" in name] == ["hw-migrate"]
 
 
-async def test_redis_away_fails_nothing() -> None:
+async def test_redis_away_fails_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     async with through_traefik() as client, load(client, "/api/authors?per_page=5") as answers:
         await asyncio.sleep(2)
         await asyncio.to_thread(run, "docker", "kill", "hw-redis")
         await asyncio.sleep(20)
         await asyncio.to_thread(run, "docker", "start", "hw-redis")
         await asyncio.sleep(5)
+    figure(capsys, "Redis away for 20 s, three replicas", answers)
     assert set(answers.kinds()) == {"200 application/json"}, answers.kinds()
 
 
@@ -130,17 +154,20 @@ async def test_prometheus_finds_every_replica() -> None:
     await until(found, 120)
 
 
-async def test_a_rolling_restart_fails_nothing(tmp_path: Path) -> None:
+async def test_a_rolling_restart_fails_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {containers()[name]["Id"] for name in servers()}
     script = blocks("Several servers: restart and upgrade", "docs/deployment/docker.md")
-    async with through_traefik() as client, subscribers(9, streams=3) as heard:
+    lost: list[str] = []
+    async with through_traefik() as client, subscribers(9, streams=3, lost=lost) as heard:
         async with writing(client) as written, load(client, "/api/authors?per_page=5") as answers:
             await asyncio.sleep(2)
             await asyncio.to_thread(operate, script, tmp_path, " ".join(FILES[2:]))
             await asyncio.sleep(5)
         await until(lambda: all(len(items) >= len(written) for items in heard), 60)
+    figure(capsys, "three replicas restarted one after the other", answers)
     assert {containers()[name]["Id"] for name in servers()}.isdisjoint(before)
     assert set(answers.kinds()) == {"200 application/json"}, answers.kinds()
+    assert lost == []
     assert len(written) > 100
     assert [names_of(items) == written for items in heard] == [True] * 9
 
@@ -165,7 +192,7 @@ async def create(client: httpx.AsyncClient, count: int) -> list[str]:
     return [answer.json()["name"] for answer in answers]
 
 
-async def test_a_replica_that_is_killed_costs_what_it_was_answering() -> None:
+async def test_a_replica_that_is_killed_costs_what_it_was_answering(capsys: pytest.CaptureFixture[str]) -> None:
     victim = servers()[0]
     async with through_traefik() as client, load(client, "/api/authors?per_page=5") as answers:
         await asyncio.sleep(2)
@@ -173,6 +200,7 @@ async def test_a_replica_that_is_killed_costs_what_it_was_answering() -> None:
         await asyncio.sleep(8)
         await asyncio.to_thread(run, "docker", "start", victim)
         await asyncio.sleep(3)
+    figure(capsys, "one of three replicas killed", answers)
     # Of 20 a second; Traefik sends what it cannot deliver to the next replica.
     assert answers.kinds().total() - answers.kinds()["200 application/json"] <= 3, answers.kinds()
 

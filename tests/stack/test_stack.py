@@ -21,6 +21,7 @@ from tests.stack.conftest import (
     V2,
     compose,
     containers,
+    figure,
     inside,
     load,
     panels,
@@ -213,6 +214,8 @@ def test_grafana_reads_the_audit_trail_and_nothing_else() -> None:
     for query in (*refused, "SELECT count(*) FROM user_actions"):
         told = run("docker", "exec", "hw-server-shell", "psql", url, "-c", query, check=False)
         assert (told.returncode == 0) == (query not in refused), query
+    own = "SELECT DISTINCT table_name FROM information_schema.table_privileges WHERE grantee = 'grafana'"
+    assert inside("hw-server-shell", "psql", url, "-tAc", own).split() == ["user_actions"]
     assert inside("hw-server-shell", "psql", url, "-tAc", "SHOW statement_timeout").strip() == "15s"
     limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'grafana'"
     assert inside("hw-server-shell", "psql", url, "-tAc", limit).strip() == "10"
@@ -256,16 +259,18 @@ async def test_an_event_stream_stays_open_and_uncompressed(listener: Listener) -
     assert sum(line.startswith(":") for line in listener.lines) >= 3
 
 
-async def test_a_restart_of_the_server_is_never_an_unknown_page() -> None:
+async def test_a_restart_of_the_server_is_never_an_unknown_page(capsys: pytest.CaptureFixture[str]) -> None:
     """Traefik knows no container that is not healthy yet: a route of last resort answers meanwhile."""
     headers = {"Host": "api.localhost", "Authorization": f"Bearer {sign_in('alice')['access_token']}"}
     async with (
         httpx.AsyncClient(base_url="http://127.0.0.1", headers=headers, timeout=20) as client,
-        load(client, "/api/authors", rate=8) as answers,
+        load(client, "/api/authors", rate=40) as answers,
     ):
         await asyncio.sleep(1)
         await asyncio.to_thread(run, "docker", "restart", "-t", "30", "hw-server")
-        await asyncio.to_thread(wait_until_routed)
+        await asyncio.sleep(12)
+    figure(capsys, "the server restarted in development", answers)
+    assert answers.failed_for() <= 5, answers.kinds()
     assert {kind.partition(" ")[0] for kind in answers.kinds()} <= {"200", "502", "503"}, answers.kinds()
 
 

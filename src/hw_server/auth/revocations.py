@@ -133,10 +133,11 @@ class Revocations:
         await self._redis.run("revocation", lambda client: self._publish(client, revocation))
         self._add(revocation)
 
-    async def revoke_user(self, sub: str) -> None:
-        """Revokes every session of the user that has begun. Returns once Redis holds it; raises `Unavailable`."""
+    async def revoke_user(self, sub: str) -> frozenset[str]:
+        """Revokes every session of the user that has begun. Returns once Redis holds it, with the ids that were known; raises
+        `Unavailable`."""
 
-        async def write(client: Any) -> Revocation:
+        async def write(client: Any) -> tuple[Revocation, frozenset[str]]:
             now = time.time()
             known = await client.zrevrange(self._keys.user_sessions(sub), 0, MAX_SESSIONS - 1)
             # Sessions that ended with an earlier sign-out are known no more, and may still be refreshed.
@@ -145,9 +146,11 @@ class Revocations:
             covered = SignOut(at=now, not_before=now + self._settings.leeway, sessions=frozenset(names))
             revocation = Revocation(now + self._settings.session_max_age, sub=sub, sign_out=covered)
             await self._publish(client, revocation)
-            return revocation
+            return revocation, covered.sessions
 
-        self._add(await self._redis.run("revocation", write))
+        revocation, named = await self._redis.run("revocation", write)
+        self._add(revocation)
+        return named
 
     async def _publish(self, client: Any, revocation: Revocation) -> None:
         async with client.pipeline(transaction=True) as pipe:

@@ -4,7 +4,7 @@ has none."""
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
@@ -59,6 +59,7 @@ class SessionStore:
         self._revocations = revocations
         self._touched: dict[str, float] = {}
         self._pending: dict[str, Pending] = {}
+        self._written: list[Principal] = []  # the last ones
 
     def touch(self, principal: Principal, client_ip: str | None, user_agent: str | None) -> None:
         """Notes that a session was seen; written in the background, at most every `TOUCH_INTERVAL` per session."""
@@ -79,9 +80,10 @@ class SessionStore:
 
     async def drain(self) -> None:
         """Writes the pending sessions."""
-        if not self._pending:
+        if not self._pending and not self._written:
             return
         pending, self._pending = self._pending, {}
+        written, self._written = self._written, []
         late, sessions = [], []
         for item in pending.values():
             # A session that was revoked meanwhile must not come back.
@@ -91,16 +93,23 @@ class SessionStore:
             elif revocation.session_id is None:
                 late.append(item[0].session_id)
         try:
-            await self._redis.run("sessions", lambda client: self._write_all(client, sessions))
+            await self._end_revoked(written)  # the feed may tell of it later than Redis that they are written
+            if sessions:
+                await self._redis.run("sessions", lambda client: self._write_all(client, sessions))
             # The end of all of a user's sessions did not know these yet: a refreshed token of theirs would count.
             for session_id in late:
                 await self._revocations.revoke_session(session_id)
-            for principal, *_ in sessions:
-                if self._revocations.covering(principal) is not None:
-                    await self.revoke(principal.session_id)  # ended while it was written, which has brought it back
+            self._written = await self._end_revoked([principal for principal, *_ in sessions])
         except Unavailable:
             for session_id in pending:
                 self._touched.pop(session_id, None)
+
+    async def _end_revoked(self, written: list[Principal]) -> list[Principal]:
+        """Ends again those that ended while they were written, which has brought them back; returns the others."""
+        ended = [principal for principal in written if self._revocations.covering(principal) is not None]
+        for principal in ended:
+            await self.revoke(principal.session_id)
+        return [principal for principal in written if principal not in ended] if ended else written
 
     async def _write_all(self, client: Any, sessions: list[Pending]) -> None:
         """One session that cannot be written does not keep the others out."""
@@ -188,13 +197,18 @@ class SessionStore:
 
     async def revoke_user(self, sub: str) -> None:
         """Ends every session of a user that has begun."""
-        await self._revocations.revoke_user(sub)
+        named = await self._revocations.revoke_user(sub)
 
-        async def delete(client: Any) -> None:
-            ids: Iterable[bytes] = await client.zrange(self._keys.user_sessions(sub), 0, -1)
-            await client.delete(self._keys.user_sessions(sub), *(self._keys.session(item.decode()) for item in ids))
+        async def delete(client: Any) -> list[str]:
+            ids = [item.decode() for item in await client.zrange(self._keys.user_sessions(sub), 0, -1)]
+            await client.delete(self._keys.user_sessions(sub), *map(self._keys.session, ids))
+            return ids
 
-        await self._redis.run("sessions", delete)
+        # Some were written since the others were named: a refreshed token of theirs would count.
+        for session_id in [name for name in await self._redis.run("sessions", delete) if name not in named][
+            :MAX_LISTED
+        ]:
+            await self._revocations.revoke_session(session_id)
 
     async def is_replayed(self, jti: str) -> bool:
         """Whether a logout token was accepted before."""

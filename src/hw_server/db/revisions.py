@@ -160,7 +160,7 @@ async def all_applied(settings: DatabaseSettings) -> bool:
             rows = await connection.fetch("SELECT version_num FROM alembic_version")
         finally:
             await connection.close(timeout=settings.connect_timeout)
-    except (OSError, MigrationError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except (OSError, MigrationError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         return False
     return [row["version_num"] for row in rows] == heads()
 

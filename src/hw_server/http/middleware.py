@@ -34,7 +34,9 @@ REFUSALS_PER_MINUTE = 60  # of one address, on paths without admission
 IN_PROGRESS = 100  # requests of one address there at once
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-WITHOUT_BODY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+BODY_FIELDS = frozenset(
+    {b"content-length", b"transfer-encoding"}
+)  # a request without either has no body (RFC 9112, section 6.3)
 # A route may set any of these to another value.
 DEFAULT_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -143,7 +145,7 @@ class TrustedHostMiddleware:
 def media_type(scope: Scope) -> str:
     """Of the body, without parameters; JSON where the request names none."""
     value = header(scope, b"content-type") or b"application/json"
-    return value.partition(b";")[0].strip().lower().decode("latin-1")
+    return value.decode("latin-1").partition(";")[0].strip().lower()
 
 
 def is_json(kind: str) -> bool:
@@ -160,11 +162,12 @@ class BodyLimitMiddleware:
         self._max_members = settings.max_json_members
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] in WITHOUT_BODY:
+        if not any(name in BODY_FIELDS for name, _ in scope["headers"]):
             await self.app(scope, receive, send)
             return
         kind = media_type(scope)
-        form, json = kind == FORM, is_json(kind)
+        # What has no type may be anything, until an operation takes it as JSON.
+        form, json = kind == FORM, is_json(kind) and bool(header(scope, b"content-type"))
         limit = min(self._limit, FORM_BYTES) if form else self._limit
         length = header(scope, b"content-length")
         # Of leading zeros there may be more than Python makes a number of.

@@ -222,15 +222,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.flow.held = False
         if self.flow.read_paused and not self.pipeline:
             self.flow.resume_reading()
+        self._unset_keepalive_if_required()  # set by the response before the request that waited here
         self._feed(data)
 
     def _set_timer(self) -> None:
         """Headers nearly always come in one segment, and their body with them: then no timer is set."""
-        if self._timer is not None or self.transport.is_closing():
-            return
+        if self._timer is not None or self.pipeline or self.transport.is_closing():
+            return  # nothing is read while requests wait in the pipeline: the client cannot be late
         if self._in_body:
             self._timer = self.loop.call_later(self._settings.body_timeout, self._body_is_late)
-        elif self._in_headers or self._running is None:
+        elif self._in_headers or (self._running is None and self.timeout_keep_alive_task is None):
             # The second: line ends between requests, which are no beginning of one (RFC 9112, section 2.2).
             self._timer = self.loop.call_later(self._settings.header_timeout, self._head_is_late)
 
@@ -366,6 +367,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._draining, self._dropped = True, 0
             self._timer = self.loop.call_later(DRAIN_SECONDS, self._close, "body")
         self._take_up()
+        if not self._held and (self._in_headers or self._in_body):
+            self._set_timer()
 
     # Ends
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hw_server.errors import ClientDisconnected, MethodNotAllowed, UnsupportedMediaType
 from hw_server.http.middleware import CALL, is_json, media_type
 from hw_server.http.problems import problem_responses
-from hw_server.operations import PUBLIC, BoundOperation, Call, Executor, role_in_words
+from hw_server.operations import PUBLIC, BoundOperation, Call, Executor, limit_members, role_in_words
 from hw_server.operations.declaration import RPC
 from hw_server.operations.signature import BODY, QUERY
 
@@ -72,7 +72,7 @@ class OperationPaths:
         await route.handle(scope, receive, send)
 
 
-def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect) -> None:
+def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect, max_members: int) -> None:
     """Adds a route below `/api` for each operation that HTTP speaks. Raises ValueError where two have the same."""
     by_path: dict[str, dict[str, ASGIApp]] = {}
     for bound in _by_precedence(executor.operations.values()):
@@ -83,7 +83,7 @@ def add_operations(router: APIRouter, executor: Executor, sign_in: OpenIdConnect
         handlers = by_path.setdefault(operation.path, {})
         if operation.method in handlers:
             raise ValueError(f"operation {operation.name}: {operation.method} {operation.path} is declared twice")
-        handlers[operation.method] = partial(_handle, executor, bound)
+        handlers[operation.method] = partial(_handle, executor, bound, max_members)
         _add_route(router, bound, handlers if first else {}, sign_in)
 
 
@@ -150,11 +150,13 @@ def _declared_endpoint(bound: BoundOperation, sign_in: OpenIdConnect) -> Callabl
     return endpoint
 
 
-async def _handle(executor: Executor, bound: BoundOperation, scope: Scope, receive: Receive, send: Send) -> None:
+async def _handle(
+    executor: Executor, bound: BoundOperation, max_members: int, scope: Scope, receive: Receive, send: Send
+) -> None:
     async def bind() -> dict[str, Any]:
         body = b""
         if BODY in bound.signature.fields:
-            body = await _json_body(Request(scope, receive))
+            body = await _json_body(Request(scope, receive), max_members)
         return bound.binder.from_http(scope["path_params"], scope["query_string"], body)
 
     call: Call = scope[CALL]
@@ -167,11 +169,13 @@ async def _handle(executor: Executor, bound: BoundOperation, scope: Scope, recei
     await send({"type": "http.response.body", "body": answer or b""})
 
 
-async def _json_body(request: Request) -> bytes:
+async def _json_body(request: Request, max_members: int) -> bytes:
     if not is_json(media_type(request.scope)):
         raise UnsupportedMediaType("the body must be application/json")
     try:
-        chunks = [chunk async for chunk in request.stream()]
+        body = b"".join([chunk async for chunk in request.stream()])
     except ClientDisconnect:
         raise ClientDisconnected from None
-    return b"".join(chunks)
+    if not request.headers.get("content-type"):
+        limit_members(body, max_members)  # of a body that says what it is the middleware has
+    return body

@@ -2,6 +2,7 @@
 so that one MiB of them stops the event loop for a second."""
 
 import re
+from json import detect_encoding
 
 from hw_server.errors import PayloadTooLarge
 
@@ -11,7 +12,11 @@ STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 def limit_members(data: bytes, limit: int) -> None:
     """Raises `PayloadTooLarge` where more than `limit` members, items, objects and lists are in a text."""
-    if len(data) <= limit or _marks(data) <= limit:
+    if len(data) <= limit:
+        return
+    if not detect_encoding(data).startswith("utf-8"):
+        raise PayloadTooLarge(f"a JSON text of more than {limit} bytes must be UTF-8")  # RFC 8259, section 8.1
+    if _marks(data) <= limit:
         return
     # A text within the limit has no more strings than that; to look for all of 100,000 takes 30 ms.
     most = 2 * limit + 1

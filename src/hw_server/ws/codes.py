@@ -11,11 +11,12 @@ class CloseCode(IntEnum):
     """The reason sent with each is its name in lower case. Ranges say what a client does next: after 1001, 1012, 1013 and
     4500 to 4599 it connects again, after 4400 to 4499 not unchanged."""
 
-    GOING_AWAY = 1001  # the server drains; connect again
+    GOING_AWAY = 1001  # the server drains, and has answered every call that it took; connect again
     PROTOCOL_ERROR = 1002
     BINARY_FRAME = 1003
     INVALID_DATA = 1007  # a text that is not UTF-8
     MESSAGE_TOO_BIG = 1009
+    SERVICE_RESTART = 1012  # the drain's time is over, with calls in progress
     TRY_AGAIN_LATER = 1013  # what the sign-in needs is out of reach
     UNAUTHENTICATED = 4401  # no sign-in in time, or a bad token
     TOKEN_EXPIRED = 4402

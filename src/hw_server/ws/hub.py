@@ -141,7 +141,7 @@ class Hub:
                 closed += 1
             await asyncio.sleep(DRAIN_TICK)
         for connection in list(self.connections):
-            connection.close(CloseCode.GOING_AWAY)
+            connection.close(CloseCode.SERVICE_RESTART if connection.busy else CloseCode.GOING_AWAY)
 
 
 class Drain:

@@ -7,8 +7,8 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from typing import Any, Literal, NamedTuple, overload
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 from weakref import WeakValueDictionary
 
 from websockets.asyncio.client import connect
@@ -20,6 +20,7 @@ from hw_client.errors import (
     Closed,
     ConnectionLost,
     HwError,
+    NotCarriedOut,
     Refused,
     RpcError,
     SignInFailed,
@@ -33,6 +34,7 @@ from hw_client.streams import EventStream
 from hw_client.subscriptions import Subscription
 
 log = logging.getLogger("hw_client")
+T = TypeVar("T")
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -212,8 +214,7 @@ class Client:
 
     async def call(self, method: str, /, **params: Any) -> Any:
         """The result of a method; raises `RpcError`, `ConnectionLost`, `Closed` or TimeoutError."""
-        async with asyncio.timeout(self._timeout):
-            return await (await self._connected()).call(method, params)
+        return await self._over_a_connection(lambda connection: connection.call(method, params))
 
     async def batch(self, calls: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Any]:
         """The results of several calls, which travel together and run in order. A call that failed has its `RpcError` in
@@ -221,17 +222,30 @@ class Client:
         calls = list(calls)
         if not calls:
             return []
-        async with asyncio.timeout(self._timeout):
-            results = await (await self._connected()).batch(calls)
-        for result in results:
-            if isinstance(result, ConnectionLost):
-                raise result
-        return results
+
+        async def send(connection: Connection) -> list[Any]:
+            results: list[Any] = await connection.batch(calls)
+            for result in results:
+                if isinstance(result, ConnectionLost):
+                    raise result
+            return results
+
+        return await self._over_a_connection(send)
 
     async def notify(self, method: str, /, **params: Any) -> None:
         """A call without an answer."""
+        await self._over_a_connection(lambda connection: connection.notify(method, params))
+
+    async def _over_a_connection(self, send: Callable[[Connection], Awaitable[T]]) -> T:
+        """Within the time limit; over the next connection where the server of this one went away before it took the call."""
         async with asyncio.timeout(self._timeout):
-            await (await self._connected()).notify(method, params)
+            while True:
+                connection = await self._connected()
+                try:
+                    return await send(connection)
+                except NotCarriedOut:
+                    while self._connection is connection:
+                        await asyncio.sleep(0.01)
 
     # Notifications
 

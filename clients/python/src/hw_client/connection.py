@@ -9,7 +9,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from hw_client.errors import ConnectionLost, HwError, RpcError
+from hw_client.errors import ConnectionLost, HwError, NotCarriedOut, RpcError
 
 Token = str | Callable[[], str | Awaitable[str]]
 Settle = Callable[[Any], None]  # takes a result or an error
@@ -20,6 +20,9 @@ async def token_of(token: Token) -> str:
         return token
     given = token()
     return await given if inspect.isawaitable(given) else given
+
+
+GOING_AWAY = (1001, "going_away")  # every call that the server took is answered
 
 
 class Connection:
@@ -33,14 +36,16 @@ class Connection:
 
     async def run(self) -> tuple[int | None, str]:
         """Reads until the end: its close code and reason, None where no close frame came."""
+        lost = ConnectionLost("the connection was lost during the call")
         try:
             while True:
                 self._receive(json.loads(await self._socket.recv()))
         except ConnectionClosed as closed:
+            lost = _lost(closed, "the connection was lost during the call")
             return (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd is not None else (None, "")
         finally:
             for settle in list(self._waiting.values()):
-                settle(ConnectionLost("the connection was lost during the call"))
+                settle(lost)
 
     async def close(self) -> None:
         await self._socket.close()
@@ -94,8 +99,8 @@ class Connection:
     async def _send(self, message: Any) -> None:
         try:
             await self._socket.send(json.dumps(message, separators=(",", ":"), allow_nan=False))
-        except ConnectionClosed:
-            raise ConnectionLost("the connection was lost before the call") from None
+        except ConnectionClosed as closed:
+            raise _lost(closed, "the connection was lost before the call") from None
 
     def _receive(self, message: Any) -> None:
         if isinstance(message, list):
@@ -108,6 +113,12 @@ class Connection:
             settle = self._waiting.pop(message["id"], None) if message["id"] is not None else None
             for waiting in [settle] if settle is not None else self._batch if message["id"] is None else ():
                 waiting(outcome)
+
+
+def _lost(closed: ConnectionClosed, text: str) -> ConnectionLost:
+    # The reason tells the server's own close frame from one of a proxy.
+    drained = closed.rcvd is not None and (closed.rcvd.code, closed.rcvd.reason) == GOING_AWAY
+    return NotCarriedOut(text) if drained else ConnectionLost(text)
 
 
 def _outcome(message: dict[str, Any]) -> Any:

@@ -46,6 +46,10 @@ class ConnectionLost(HwError):
     sent again."""
 
 
+class NotCarriedOut(ConnectionLost):
+    """The server went away in good order, without having taken the call: it is sent again over the next connection."""
+
+
 class Unreachable(HwError):
     """No connection within the time limit; the cause is the last failure."""
 
