@@ -243,6 +243,9 @@ def test_dashboards_are_those_of_the_stack() -> None:
     dashboards = one(kustomize(DEPLOY / "overlays/production"), "ConfigMap", "hw-dashboards")
     folder = PROJECT / "docker/grafana/provisioning/dashboards"
     assert dashboards["data"] == {path.name: path.read_text() for path in folder.glob("*.json")}
+    sources = set(re.findall(r'"datasource": \{[^}]*"uid": "(\w+)"', "".join(dashboards["data"].values())))
+    assert sources == {"prometheus", "loki", "postgresql"}
+    assert all(f"| `{uid}` |" in DOCUMENT for uid in sources)
 
 
 def test_a_shared_spool_takes_the_place_of_the_empty_one(tmp_path: Path) -> None:

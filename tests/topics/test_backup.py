@@ -106,6 +106,20 @@ async def test_every_database_is_in_it(hw: Hw, fragile: Stack) -> None:
         await connection.close()
 
 
+async def test_a_role_that_is_gone_comes_back(hw: Hw, fragile: Stack) -> None:
+    server = f"postgresql://{SUPERUSER}:{PASSWORD}@127.0.0.1:{fragile.ports.postgres}/postgres"
+    connection = await asyncpg.connect(server)
+    await connection.execute("""CREATE ROLE "odd'na""me" LOGIN PASSWORD 'x' CONNECTION LIMIT 3""")
+    made = hw("backup").stdout.strip()
+    await connection.execute("""DROP ROLE "odd'na""me" """)
+    restored = hw("restore", made, "--replace")
+    assert restored.returncode == 0, restored.stderr
+    query = "SELECT rolconnlimit FROM pg_roles WHERE rolname = $1"
+    assert await connection.fetchval(query, "odd'na\"me") == 3
+    await connection.execute("""DROP ROLE "odd'na""me" """)
+    await connection.close()
+
+
 def test_a_second_one_leaves_the_first_alone(hw: Hw, tmp_path: Path) -> None:
     written = tmp_path / "backups/20260101T000000Z.partial"
     written.mkdir(parents=True)
