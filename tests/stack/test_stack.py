@@ -204,18 +204,25 @@ def test_every_audit_panel_runs_as_the_read_only_role() -> None:
         assert told.strip() or title == "Denied", title
 
 
-def test_grafana_reads_the_audit_trail_and_nothing_else() -> None:
-    url = "postgresql://grafana:grafana@hw-db/hw_db"
+COLUMNS = "SELECT column_name FROM information_schema.columns WHERE table_name"
+
+
+def test_grafana_reads_what_its_panels_show_and_nothing_else() -> None:
+    url, owner = "postgresql://grafana:grafana@hw-db/hw_db", "postgresql://postgres:postgres@hw-db/hw_db"
     refused = (
         "SELECT * FROM authors",
+        "SELECT user_id FROM user_actions",
         "SELECT * FROM topic_outbox",
         "SET transaction_read_only = off; DELETE FROM user_actions",
     )
     for query in (*refused, "SELECT count(*) FROM user_actions"):
         told = run("docker", "exec", "hw-server-shell", "psql", url, "-c", query, check=False)
         assert (told.returncode == 0) == (query not in refused), query
-    own = "SELECT DISTINCT table_name FROM information_schema.table_privileges WHERE grantee = 'grafana'"
-    assert inside("hw-server-shell", "psql", url, "-tAc", own).split() == ["user_actions"]
+    own = "SELECT table_name, column_name FROM information_schema.column_privileges WHERE grantee = 'grafana'"
+    granted = inside("hw-server-shell", "psql", url, "-tAc", own).split()
+    columns = inside("hw-server-shell", "psql", owner, "-tAc", f"{COLUMNS} = 'user_actions'").split()
+    shown = " ".join(sql for _, sql in panels("postgresql"))
+    assert set(granted) == {f"user_actions|{name}" for name in columns if re.search(rf"\b{name}\b", shown)}
     assert inside("hw-server-shell", "psql", url, "-tAc", "SHOW statement_timeout").strip() == "15s"
     limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'grafana'"
     assert inside("hw-server-shell", "psql", url, "-tAc", limit).strip() == "10"
