@@ -68,20 +68,22 @@ def upgrade(url: str, token: str) -> None:
         client.rest()
 
 
-def unknown_keys(url: str, token: str) -> None:
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Content-Length": str(len(KEYS))}
-    over_http(headers, KEYS, KEYS[:0])(url, token)
+def one_after_the_other(headers: dict[str, str], body: bytes) -> Flood:
+    """Requests with a good token on one connection, each after the answer to the one before."""
+
+    def flood(url: str, token: str) -> None:
+        with RawClient(url, timeout=2) as client:
+            fields = {"Host": "x", "Authorization": f"Bearer {token}", "Content-Type": "application/json", **headers}
+            while True:
+                client.socket.sendall(head("POST /api/notes HTTP/1.1", fields) + body)
+                client.response()
+
+    return flood
 
 
 def signed_in_handshakes(url: str, token: str) -> None:
     with RawClient(url, timeout=2) as client:
         client.handshake(token)
-
-
-def small_chunks(url: str, token: str) -> None:
-    """Of one byte, in a body that is read to its end."""
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Transfer-Encoding": "chunked"}
-    over_http(headers, b"1\r\n \r\n" * 150_000 + b"0\r\n\r\n")(url, token)
 
 
 def parameters(url: str, token: str) -> None:
@@ -110,8 +112,10 @@ FLOODS: dict[str, Flood] = {
     "trailers without end": over_http({"Transfer-Encoding": "chunked"}, b"0\r\nX: ", b"x" * 65_536),
     "pipelines, unread": pipeline,
     "bodies byte by byte": over_http({"Content-Length": "1000000"}, b"", b"x", 0.01),
-    "chunks of one byte": small_chunks,
-    "unknown keys": unknown_keys,
+    "chunks of one byte": one_after_the_other(
+        {"Transfer-Encoding": "chunked"}, b"1\r\n \r\n" * 150_000 + b"2\r\n{}\r\n0\r\n\r\n"
+    ),
+    "unknown keys": one_after_the_other({"Content-Length": str(len(KEYS))}, KEYS),
     "30,000 query parameters": parameters,
 }
 

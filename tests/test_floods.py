@@ -486,6 +486,17 @@ def test_trailers_have_an_end(serve: Serve, path: str) -> None:
         assert memory(running) - before < 20_000_000
 
 
+async def test_what_was_refused_is_not_kept(serve: Serve, token: Token) -> None:
+    body = b"[" + b"0," * 500_000 + b"0]"
+    with serve() as running:
+        async with running.client(token("alice")) as client:
+            await client.post("/api/notes", json=[])
+            before = memory(running)
+            for _ in range(200):
+                assert (await client.post("/api/notes", content=body)).status_code == 413
+        assert memory(running) - before < 30_000_000
+
+
 def test_a_body_after_the_answer_has_an_end(server: Running) -> None:
     with RawClient(server.url) as client:
         client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Transfer-Encoding": "chunked"}))

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hw_server.errors import InternalError
+from hw_server.errors import DomainError, InternalError
 from hw_server.http.dependencies import Access, RouteAudit
 from hw_server.http.middleware import CALL
 from hw_server.http.problems import domain_error
@@ -125,8 +125,7 @@ class _Guard:
             await self._handle(scope, receive, send_recorded)
         except Exception as error:
             if not recorded:
-                known = domain_error(error) or InternalError(type(error).__name__)
-                self._record_failure(call, scope, known.status, known.code)
+                self._record_error(call, scope, domain_error(error) or InternalError(type(error).__name__))
             raise
 
     async def _record(self, call: Call, scope: Scope, status: int) -> None:
@@ -137,6 +136,9 @@ class _Guard:
             await self._trail.write(self._row(call, scope, status))
         elif self._audit != "never":
             self._trail.record(self._row(call, scope, status))
+
+    def _record_error(self, call: Call, scope: Scope, error: DomainError) -> None:
+        self._record_failure(call, scope, error.status, error.code)
 
     def _record_failure(self, call: Call, scope: Scope, status: int, code: str | None = None) -> None:
         if self._failures is not None:

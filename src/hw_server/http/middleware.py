@@ -117,16 +117,20 @@ class ExceptionMiddleware:
         try:
             await self.app(scope, receive, send)
         except Exception as error:
-            call: Call = scope[CALL]
-            problem = domain_error(error)
-            if problem is None:
-                log.exception("request_failed")
-                problem = InternalError()
-            if call.answered:
-                # Part of a response was sent: only closing the connection tells the client, which uvicorn does.
-                log.warning("response_cut_short", code=problem.code)
-                return
-            await problem_response(problem, call.request_id)(scope, receive, send)
+            # Not in a variable of this function: it would be in its own traceback, a cycle that only a rare collection frees.
+            await self._answer(error, scope, receive, send)
+
+    async def _answer(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        call: Call = scope[CALL]
+        problem = domain_error(error)
+        if problem is None:
+            log.error("request_failed", exc_info=error)
+            problem = InternalError()
+        if call.answered:
+            # Part of a response was sent: only closing the connection tells the client, which uvicorn does.
+            log.warning("response_cut_short", code=problem.code)
+            return
+        await problem_response(problem, call.request_id)(scope, receive, send)
 
 
 class TrustedHostMiddleware:
@@ -203,8 +207,12 @@ class BodyLimitMiddleware:
             await self.app(scope, receive_limited, send)
         except Exception:
             if refusal is not None:
-                raise refusal from None  # FastAPI makes 400 of whatever ends the reading of a form
+                raise refusal from None  # FastAPI makes 400 of whatever ends the reading of a body
             raise
+        finally:
+            # The error's traceback leads to this frame and to the body: a cycle that only a rare collection would free.
+            refusal = None
+            pieces.clear()
 
 
 class AdmissionMiddleware:

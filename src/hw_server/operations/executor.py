@@ -111,21 +111,14 @@ class Executor:
             if not call.abandoned or task is None:
                 raise
             task.uncancel()
-            gone = ClientDisconnected()
-            self._record_failure(operation, call, arguments, gone)
-            raise gone from None
+            raise self._recorded(operation, call, arguments, ClientDisconnected()) from None
         except TimeoutError:
-            late = Timeout(UNKNOWN if context.committing else None)
-            self._record_failure(operation, call, arguments, late)
-            raise late from None
+            late = UNKNOWN if context.committing else None
+            raise self._recorded(operation, call, arguments, Timeout(late)) from None
         except DomainError as problem:
-            error = self._in_words(problem)
-            if context.committing and isinstance(error, Timeout | Unavailable):
-                error = type(error)(UNKNOWN)
-            self._record_failure(operation, call, arguments, error)
-            raise error from None
+            raise self._recorded(operation, call, arguments, self._told(problem, context)) from None
         except Exception as defect:
-            self._record_failure(operation, call, arguments, InternalError(type(defect).__name__))
+            self._recorded(operation, call, arguments, InternalError(type(defect).__name__))
             raise
         if context.after_commit:
             # Committed: no deadline makes a failure of it any more.
@@ -228,11 +221,21 @@ class Executor:
             return Conflict(words.used if error.extra.get("referenced") else words.missing)
         return Conflict(words)
 
-    def _record_failure(
+    def _told(self, problem: DomainError, context: Context) -> DomainError:
+        """What the caller is told of a refusal."""
+        error = self._in_words(problem)
+        if context.committing and isinstance(error, Timeout | Unavailable):
+            return type(error)(UNKNOWN)
+        return error
+
+    def _recorded(
         self, operation: Operation, call: Call, arguments: dict[str, Any] | None, error: DomainError
-    ) -> None:
+    ) -> DomainError:
+        """Records a failure and gives it back: in a variable of `run` it would be in its own traceback, a cycle that holds all that
+        the request sent until a collection."""
         resource = _resource(operation, call, arguments, None)
         self._failures.record(call, operation.name, resource, error.status, error.code)
+        return error
 
 
 def _who(call: Call) -> str:

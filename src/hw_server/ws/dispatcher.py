@@ -87,7 +87,7 @@ class Dispatcher:
         try:
             limit_members(data, self._max_members)
         except PayloadTooLarge as refusal:
-            return refusal, None
+            return refusal.with_traceback(None), None  # which would hold the message
         request = self._parse_valid(data)
         if request is not None:
             return None, request
