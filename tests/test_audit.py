@@ -419,6 +419,9 @@ async def test_ended_sessions_and_refreshed_tokens_have_their_rows(guarded: Runn
     assert [row["action"] for row in everywhere] == ["sessions.end_user"]
 
 
+ROWS = "SELECT count(*) FROM user_actions WHERE request_id = $1"
+
+
 @contextlib.contextmanager
 def behind_a_proxy(serve: Serve, stack: Stack, folder: Path) -> Iterator[tuple[Running, Proxy]]:
     """A server that reaches PostgreSQL through a proxy, and spools into a folder that is not there yet."""
@@ -436,7 +439,8 @@ async def test_a_batch_whose_commit_is_not_answered_is_written_once(
     """It times out, or is cancelled as the server stops; what is replayed is there already."""
     with behind_a_proxy(serve, stack, tmp_path) as (running, proxy):
         async with running.client(token("alice")) as client:
-            await client.get("/api/notes")
+            first = (await client.get("/api/notes")).headers["x-request-id"]
+            await until(lambda: database.fetchval(ROWS, first))  # by then what commits at the start has done so
             proxy.mute_at = b"COMMIT"
             asked = (await client.get("/api/notes")).headers["x-request-id"]
             await until(proxy.muted.is_set)
@@ -445,7 +449,7 @@ async def test_a_batch_whose_commit_is_not_answered_is_written_once(
                 await until(lambda: replayed(running))
     with serve(HW_AUDIT__SPILL_DIR=str(tmp_path / "spill")):
         await until(lambda: not list((tmp_path / "spill").iterdir()))
-    assert await database.fetchval("SELECT count(*) FROM user_actions WHERE request_id = $1", asked) == 1
+    assert await database.fetchval(ROWS, asked) == 1
 
 
 def replayed(running: Running) -> bool:
