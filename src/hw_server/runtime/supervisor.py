@@ -8,7 +8,9 @@ import structlog
 
 log = structlog.get_logger()
 
-CANCEL_TIMEOUT = 1.0  # seconds a cancelled service may take to end
+# Seconds a cancelled service may take to end. A statement that PostgreSQL does not answer takes two of them to be given up; audit rows
+# are spooled after that.
+CANCEL_TIMEOUT = 4.0
 
 
 class Service(Protocol):
@@ -52,7 +54,9 @@ class Supervisor:
                 await self._drain(service, service.name, deadline)
             task = self._tasks[service.name]
             task.cancel()
-            await asyncio.wait([task], timeout=CANCEL_TIMEOUT)
+            _, late = await asyncio.wait([task], timeout=CANCEL_TIMEOUT)
+            if late:
+                log.error("service_does_not_end", service=service.name)
 
     @staticmethod
     async def _drain(service: Drains, name: str, deadline: float) -> None:
