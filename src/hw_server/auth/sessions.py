@@ -205,9 +205,8 @@ class SessionStore:
             return ids
 
         # Some were written since the others were named: a refreshed token of theirs would count.
-        for session_id in [name for name in await self._redis.run("sessions", delete) if name not in named][
-            :MAX_LISTED
-        ]:
+        unnamed = [name for name in await self._redis.run("sessions", delete) if name not in named]
+        for session_id in unnamed[:MAX_LISTED]:
             await self._revocations.revoke_session(session_id)
 
     async def is_replayed(self, jti: str) -> bool:

@@ -34,9 +34,8 @@ REFUSALS_PER_MINUTE = 60  # of one address, on paths without admission
 IN_PROGRESS = 100  # requests of one address there at once
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-BODY_FIELDS = frozenset(
-    {b"content-length", b"transfer-encoding"}
-)  # a request without either has no body (RFC 9112, section 6.3)
+# A request without either has no body (RFC 9112, section 6.3).
+BODY_FIELDS = frozenset({b"content-length", b"transfer-encoding"})
 # A route may set any of these to another value.
 DEFAULT_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
