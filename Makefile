@@ -56,11 +56,15 @@ types: venv ## Check the types
 format: venv ## Mend the style
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-audit: .venv/audit/complete ## Look every pinned package up among the known vulnerabilities of osv.dev
-	@.venv/audit/bin/python -c 'import requests; requests.head("https://api.osv.dev", timeout=20)' 2>/dev/null || \
-	    { echo "api.osv.dev is out of reach; behind a proxy set HTTPS_PROXY"; exit 1; }
-	@.venv/audit/bin/pip-audit --progress-spinner off --disable-pip --require-hashes --vulnerability-service osv \
-	    $(foreach file,base dev keycloak audit,-r requirements/$(file).txt) $(ARGS)
+OSV_URL ?= https://api.osv.dev/v1/query
+audit: .venv/audit/complete ## Look every pinned package up among the known vulnerabilities of osv.dev (OSV_URL: a mirror of it)
+	@.venv/audit/bin/python -c 'import requests; requests.head("$(OSV_URL)", timeout=20)' 2>/dev/null || \
+	    { echo "$(OSV_URL) is out of reach; behind a proxy set HTTPS_PROXY, or OSV_URL to a mirror"; exit 1; }
+	@failed=0; for file in base dev keycloak audit; do \
+	    echo "requirements/$$file.txt"; \
+	    .venv/audit/bin/pip-audit --progress-spinner off --disable-pip --require-hashes --vulnerability-service osv \
+	        --osv-url "$(OSV_URL)" -r requirements/$$file.txt $(ARGS) || failed=1; \
+	done; exit $$failed
 
 sbom: .venv/audit/complete ## Write what the server is made of to sbom.json (CycloneDX)
 	@.venv/audit/bin/cyclonedx-py requirements requirements/base.txt --pyproject pyproject.toml -o sbom.json

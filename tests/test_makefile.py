@@ -7,7 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,5 +135,47 @@ def test_the_packages_are_listed_and_looked_up() -> None:
     assert {part["name"].lower() for part in told["components"]} == {name.lower() for name in pinned}
     nowhere = make("audit", HTTPS_PROXY="http://127.0.0.1:1", https_proxy="http://127.0.0.1:1")
     assert nowhere.returncode != 0
-    assert "api.osv.dev is out of reach; behind a proxy set HTTPS_PROXY" in nowhere.stdout
+    assert "https://api.osv.dev/v1/query is out of reach; behind a proxy set HTTPS_PROXY" in nowhere.stdout
     assert "Traceback" not in nowhere.stderr
+
+
+class Osv(BaseHTTPRequestHandler):
+    """A mirror of osv.dev in its form (https://google.github.io/osv.dev/post-v1-query/), which knows of `bad` alone."""
+
+    bad, asked = "", set[str]()
+
+    def do_HEAD(self) -> None:
+        self.send_response(405)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        package = json.loads(self.rfile.read(int(self.headers["content-length"])))["package"]
+        self.asked.add(package["name"])
+        spans = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "999"}]}]
+        known = {
+            "id": "OSV-2026-1",
+            "published": "2026-01-01T00:00:00Z",
+            "affected": [{"package": package, "ranges": spans}],
+        }
+        body = json.dumps({"vulns": [known]} if package["name"] == self.bad else {}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("bad", ["", "pydantic"])
+def test_a_vulnerable_package_is_named(bad: str) -> None:
+    Osv.bad, Osv.asked = bad, set()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Osv) as mirror:
+        threading.Thread(target=mirror.serve_forever, daemon=True).start()
+        told = make("audit", OSV_URL=f"http://127.0.0.1:{mirror.server_port}/v1/query", NO_PROXY="127.0.0.1")
+        mirror.shutdown()
+    assert (told.returncode == 0, "OSV-2026-1" in told.stdout) == (not bad, bool(bad)), told.stdout + told.stderr
+    pinned = "".join(
+        (PROJECT / f"requirements/{name}.txt").read_text() for name in ("base", "dev", "keycloak", "audit")
+    )
+    assert {name.lower() for name in re.findall(r"^([\w.-]+)==", pinned, re.M)} >= Osv.asked > {"pydantic", "fastapi"}
