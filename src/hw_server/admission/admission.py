@@ -39,4 +39,4 @@ class Admission:
             elif call.caller is not None:
                 await self._authentication.recheck(call.caller)
         except DomainError as refusal:
-            call.refusal = refusal
+            call.refusal = refusal.with_traceback(None)  # which leads to the call

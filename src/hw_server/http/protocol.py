@@ -335,6 +335,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._leave()
         self._stop_timer()
         self.handle_websocket_upgrade()
+        del self.parser  # it holds this protocol, which would live on beside the socket's
         if self.transport.is_closing():
             self._closed.labels("invalid").inc()  # the library has refused the handshake
         elif rest:

@@ -31,6 +31,14 @@ class Call:
     reading: "asyncio.Task[object] | None" = None
     abandoned: bool = False
 
+    def take_refusal(self) -> DomainError:
+        """The refusal, to be raised: a call that kept it would be in its traceback, a cycle that only a collection frees."""
+        assert self.refusal is not None
+        try:
+            return self.refusal
+        finally:
+            self.refusal = None
+
     @property
     def user_id(self) -> str | None:
         return self.caller.sub if self.caller else None

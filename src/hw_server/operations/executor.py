@@ -246,7 +246,7 @@ def _who(call: Call) -> str:
 def authorize(role: str | None, call: Call) -> None:
     """Raises what refuses the caller; a public operation (no role) refuses nobody without a token."""
     if call.refusal is not None and (role is not None or not isinstance(call.refusal, Unauthenticated)):
-        raise call.refusal
+        raise call.take_refusal()
     if role is None:
         return
     if call.caller is None:

@@ -160,6 +160,7 @@ class Dispatcher:
             response = _error(call_id, InternalError(), call.request_id)
         finally:
             connection.calls.discard(call)
+            call.asked = None  # the arguments, among which may be the call
         self._accounting.rpc(call, method, code)
         notification = code != InvalidRequest.code and isinstance(message, dict) and "id" not in message
         return None if notification else response

@@ -18,7 +18,7 @@ from hw_server.settings import Settings
 from hw_server.ws.codes import CloseCode
 from hw_server.ws.connection import MAX_REFUSALS, Handle, WebSocketConnection
 from hw_server.ws.hub import Hub
-from hw_server.ws.protocol import PROTOCOL
+from hw_server.ws.protocol import PROTOCOL, DirectWebSocketProtocol
 from hw_server.ws.sign_in import SignIn
 
 PATH = "/web"
@@ -65,7 +65,7 @@ class WebSocketEndpoint:
             user_agent=agent.decode("latin-1") if agent else None,
         )  # fmt: skip
         current_call.set(call)
-        protocol = scope[PROTOCOL]
+        protocol: DirectWebSocketProtocol = scope.pop(PROTOCOL)  # whose scope this is
         connection = WebSocketConnection(
             self._handle, self._settings, self._messages, self._sent, protocol, call.client_ip, call.user_agent
         )
@@ -74,10 +74,10 @@ class WebSocketEndpoint:
             async with asyncio.timeout(self._timeout):
                 await self._admit(scope, call, connection)
         except TimeoutError:
-            await self._refuse(Timeout(), call, scope, receive, send)
+            await self._refuse(Timeout(), call, protocol, scope, receive, send)
             return
         except DomainError as refusal:
-            await self._refuse(refusal, call, scope, receive, send)
+            await self._refuse(refusal, call, protocol, scope, receive, send)
             return
         finally:
             self._hub.arriving -= 1
@@ -110,7 +110,7 @@ class WebSocketEndpoint:
             return
         try:
             if call.refusal is not None:
-                raise call.refusal
+                raise call.take_refusal()
             assert call.caller is not None
             await self._sign_in.accept(connection, call.caller)
         except DomainError as error:
@@ -118,7 +118,15 @@ class WebSocketEndpoint:
             raise
         self._audit.record(action_row(call, ACTION, f"sessions/{call.caller.session_id}", status=200))
 
-    async def _refuse(self, refusal: DomainError, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(
+        self,
+        refusal: DomainError,
+        call: Call,
+        protocol: DirectWebSocketProtocol,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         self._accounting.refused_handshake(call, refusal.code)
 
         async def send_with_headers(message: Message) -> None:
@@ -127,4 +135,4 @@ class WebSocketEndpoint:
             await send(message)
 
         await problem_response(refusal, call.request_id)(scope, receive, send_with_headers)
-        scope[PROTOCOL].refused()
+        protocol.refused()

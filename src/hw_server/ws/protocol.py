@@ -235,14 +235,28 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
+        del self.request
         if hasattr(self, "scope"):
             cast("dict[str, Any]", self.scope)[PROTOCOL] = self
 
     def deliver_to(self, receiver: Receiver) -> None:
-        """From now on messages go to `receiver`. Call after the handshake is accepted."""
+        """From now on messages go to `receiver`. Call after the handshake is accepted; an open socket keeps nothing of it."""
+        del self.response
+        self.scope["headers"] = []
+        if self.disconnected:
+            return
         self.receiver = receiver
         if self._held:
             self.loop.call_soon(self._continue)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # Cycles of references would keep all of it until a collection, which then stops the others for long: the library's parser
+        # is a generator that holds its object, and so does the traceback of what it raised.
+        self.receiver = None
+        self.conn.parser.close()
+        if self.conn.handshake_exc is not None:
+            self.conn.handshake_exc.__traceback__ = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
