@@ -118,8 +118,8 @@ class Revocations:
 
         async def read(client: Any) -> None:
             scores = await client.zmscore(self._keys.revoked, entries)
-            found = [(entry, score) for entry, score in zip(entries, scores, strict=True) if score is not None]
-            await self._add_all(client, [(entry.encode(), score) for entry, score in found])
+            scored = [(entry, score) for entry, score in zip(entries, scores, strict=True) if score is not None]
+            await self._add_all(client, [(entry.encode(), score) for entry, score in scored])
 
         try:
             await self._redis.run("revocation", read)

@@ -164,9 +164,9 @@ class SessionStore:
             async with client.pipeline(transaction=False) as pipe:
                 for session_id in ids:
                     pipe.hgetall(self._keys.session(session_id))
-                found = await pipe.execute(raise_on_error=False)
+                entries = await pipe.execute(raise_on_error=False)
             # One that cannot be read does not hide the others.
-            return [_session(name, item) for name, item in zip(ids, found, strict=True) if isinstance(item, dict)]
+            return [_session(name, item) for name, item in zip(ids, entries, strict=True) if isinstance(item, dict)]
 
         return [session for session in await self._redis.run("sessions", read) if session is not None]
 

@@ -151,11 +151,11 @@ DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistem
 TABLES = "SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
 
 
-def _create_role(found: re.Match[str]) -> str:
+def _create_role(match: re.Match[str]) -> str:
     """Only where there is none of this name."""
-    name = found.group(1).removeprefix('"').removesuffix('"').replace('""', '"').replace("'", "''")
+    name = match.group(1).removeprefix('"').removesuffix('"').replace('""', '"').replace("'", "''")
     missing = f"NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}')"
-    return f"DO $create$ BEGIN IF {missing} THEN {found.group(0)} END IF; END $create$;"
+    return f"DO $create$ BEGIN IF {missing} THEN {match.group(0)} END IF; END $create$;"
 
 
 def _forget_topics(settings: Settings) -> None:

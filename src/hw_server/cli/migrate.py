@@ -57,12 +57,12 @@ def heads() -> None:
     """List the revisions that no other one stands on; exit code 1 where there are several."""
     from hw_server.db import revisions
 
-    found = _written(revisions.heads)
-    for revision in found:
+    tops = _written(revisions.heads)
+    for revision in tops:
         typer.echo(revision)
-    if len(found) > 1:
+    if len(tops) > 1:
         typer.echo("`hw migrate merge` joins them", err=True)
-    raise typer.Exit(0 if len(found) < 2 else 1)
+    raise typer.Exit(0 if len(tops) < 2 else 1)
 
 
 @app.command()
@@ -90,8 +90,8 @@ def check() -> None:
     """
     from hw_server.db import revisions
 
-    found = _written(revisions.files)
-    lines = [*revisions.problems(found), *revisions.contracting(found)]
+    files = _written(revisions.files)
+    lines = [*revisions.problems(files), *revisions.contracting(files)]
     for line in lines:
         typer.echo(line, err=True)
     if not lines:

@@ -218,9 +218,9 @@ def check_name(project: Project, name: str, singular: str | None = None) -> Name
 
 def _singular(name: str) -> str:
     for pattern, ending in ((r"([^aeiou])ies$", r"\1y"), (r"(ss|sh|ch|x|[^aeo]us)es$", r"\1"), (r"([^siu])s$", r"\1")):
-        found, count = re.subn(pattern, ending, name)
-        if count and found:
-            return found
+        singular, count = re.subn(pattern, ending, name)
+        if count and singular:
+            return singular
     raise ProjectError(f"{name} is no plural that ends in s, as `books` does; for others give --singular")
 
 

@@ -70,13 +70,13 @@ class Project:
 
     def created_by(self, table: str) -> Migration | None:
         """The migration that creates the table, None where there is none or a later one drops it."""
-        found = None
+        latest = None
         for migration in self.migrations():
             if re.search(rf"\bCREATE TABLE (IF NOT EXISTS )?{table}\b", migration.upgrade):
-                found = migration
+                latest = migration
             elif re.search(rf"\bDROP TABLE [^;]*\b{table}\b", migration.upgrade):
-                found = None
-        return found
+                latest = None
+        return latest
 
     def references(self, table: str) -> list[str]:
         """The tables that the migration of `table` refers to."""
@@ -90,8 +90,8 @@ class Project:
     def class_of(self, feature: str) -> str | None:
         """The first model of a feature: what its rows are."""
         path = self.root / PACKAGE / feature / "models.py"
-        found = re.search(r"^class (\w+)\(BaseModel\)", path.read_text(), re.M) if path.is_file() else None
-        return found[1] if found else None
+        match = re.search(r"^class (\w+)\(BaseModel\)", path.read_text(), re.M) if path.is_file() else None
+        return match[1] if match else None
 
 
 class Changes:

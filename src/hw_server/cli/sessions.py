@@ -34,10 +34,10 @@ def end(session_id: Annotated[str, typer.Argument(help="The session's id.")]) ->
     """End a session: its tokens are refused and its sockets closed on every instance."""
 
     async def end(store: "SessionStore") -> bool:
-        found = await store.get(session_id) is not None
-        if found:
+        known = await store.get(session_id) is not None
+        if known:
             await store.revoke(session_id)
-        return found
+        return known
 
     if not _with_store(end):
         typer.echo(f"there is no session {session_id}; `hw sessions list` shows them", err=True)

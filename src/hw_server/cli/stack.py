@@ -352,9 +352,9 @@ def _migrate(stack: "Stack") -> None:
     if owner := _owner(stack):
         command = [sys.executable, "-m", "hw_server.cli", "migrate", "up"]
         environment = _under_own(stack.environment() | owner)
-        told = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
-        if told.returncode != 0:
-            raise EmbeddedError(f"migrations failed: {told.stderr.strip()[-300:]}")
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)  # noqa: S603
+        if result.returncode != 0:
+            raise EmbeddedError(f"migrations failed: {result.stderr.strip()[-300:]}")
 
 
 def _under_own(settings: dict[str, str]) -> dict[str, str]:
@@ -521,7 +521,7 @@ def _seed(stack: "Stack") -> None:
             if response.status_code == 200 and not response.json()["items"]:
                 ids = {field: _first_ids(http, f"{base}{path}") for field, path in seed.references.items()}
                 rows = [
-                    {**row, **{field: found[number % len(found)] for field, found in ids.items() if found}}
+                    {**row, **{field: parents[number % len(parents)] for field, parents in ids.items() if parents}}
                     for number, row in enumerate(seed.rows)
                 ]
                 added = [http.post(f"{base}{seed.path}", json=row).status_code for row in rows]

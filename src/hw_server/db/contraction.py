@@ -39,9 +39,9 @@ def contractions(tree: ast.Module) -> list[str]:
     statements = [statement for node in nodes if (sql := _text(node)) for statement in _statements(sql)]
     created = {name for statement in statements for name in CREATED.findall(statement)}
     created |= {_first_argument(node) for node in nodes if _called(node) == "create_table"}
-    found = [kind for statement in statements for kind in _of_statement(statement, created)]
-    found += [kind for node in nodes if isinstance(node, ast.Call) for kind in _of_call(node, created)]
-    return list(dict.fromkeys(found))
+    kinds = [kind for statement in statements for kind in _of_statement(statement, created)]
+    kinds += [kind for node in nodes if isinstance(node, ast.Call) for kind in _of_call(node, created)]
+    return list(dict.fromkeys(kinds))
 
 
 def _text(node: ast.AST) -> str:

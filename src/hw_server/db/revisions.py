@@ -98,47 +98,47 @@ def files() -> list[File]:
 
 def heads() -> list[str]:
     """The revisions that no other one stands on; more than one where two people wrote one at the same time."""
-    found = files()
-    below = {revision for file in found for revision in file.down}
-    return [file.revision for file in found if file.revision not in below]
+    migrations = files()
+    below = {revision for file in migrations for revision in file.down}
+    return [file.revision for file in migrations if file.revision not in below]
 
 
-def problems(found: list[File] | None = None) -> list[str]:
+def problems(migrations: list[File] | None = None) -> list[str]:
     """What is wrong with the files, each in one line that says what to do."""
-    found = files() if found is None else found
-    known = Counter(file.revision for file in found)
+    migrations = files() if migrations is None else migrations
+    known = Counter(file.revision for file in migrations)
     lines = [
         f"{shown(file.path)}: {function} is not filled in; write its SQL, or `pass` where there is nothing to do"
-        for file in found
+        for file in migrations
         for function in file.unfilled
     ]
     for revision, number in known.items():
         if number > 1:
-            same = " and ".join(shown(file.path) for file in found if file.revision == revision)
+            same = " and ".join(shown(file.path) for file in migrations if file.revision == revision)
             lines.append(
                 f"{same} have the same revision {revision}: give one of them the next number, file name included"
             )
     lines += [
         f"{shown(file.path)} stands on revision {down}, which no file has: get that file, or correct down_revision"
-        for file in found
+        for file in migrations
         for down in file.down
         if down not in known
     ]
-    below = {revision for file in found for revision in file.down}
-    tops = [file for file in found if file.revision not in below]
+    below = {revision for file in migrations for revision in file.down}
+    tops = [file for file in migrations if file.revision not in below]
     if len(tops) > 1 and not lines:
         names = " and ".join(shown(file.path) for file in tops)
         lines.append(f"{names} stand on the same one: `hw migrate merge` joins them")
     return lines
 
 
-def contracting(found: list[File]) -> list[str]:
+def contracting(migrations: list[File]) -> list[str]:
     """Migrations that the release before does not survive, each in one line. They can be applied: what runs is for the
     operator to know."""
     return [
         f"{shown(file.path)} {' and '.join(file.contracts)}, which the release before may still use: put it into a later "
         f'release and say so in the file, contract = "why nothing uses it any more"'
-        for file in found
+        for file in migrations
         if file.contracts
     ]
 
@@ -169,8 +169,7 @@ def next_revision() -> tuple[str | None, str]:
     """The head (None where there is no migration yet) and the number of the next one: the day and a count, as in
     `202611240001`, above all others. Raises `MigrationError` where there are two heads or a file is wrong."""
     check()
-    found = [file.revision for file in files()]
-    return next(iter(heads()), None), _next_number(found)
+    return next(iter(heads()), None), _next_number([file.revision for file in files()])
 
 
 def new(message: str) -> Path:

@@ -90,10 +90,10 @@ def _update_client(base: str, client: dict[str, Any]) -> None:
             response = http.post("/realms/master/protocol/openid-connect/token", data=form).raise_for_status().json()
             http.headers["Authorization"] = f"Bearer {response['access_token']}"
             clients = f"/admin/realms/{REALM_NAME}/clients"
-            [found] = http.get(clients, params={"clientId": client["clientId"]}).raise_for_status().json()
+            [current] = http.get(clients, params={"clientId": client["clientId"]}).raise_for_status().json()
             wanted = {name: client[name] for name in ("redirectUris", "webOrigins")}
-            if any(set(found[name]) != set(value) for name, value in wanted.items()):
-                http.put(f"{clients}/{found['id']}", json={**found, **wanted}).raise_for_status()
+            if any(set(current[name]) != set(value) for name, value in wanted.items()):
+                http.put(f"{clients}/{current['id']}", json={**current, **wanted}).raise_for_status()
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise EmbeddedError(f"keycloak did not take the addresses of {client['clientId']}: {error}") from None
 
@@ -134,8 +134,8 @@ def _system_java() -> int:
     if java is None:
         return 0
     result = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr  # noqa: S603
-    found = re.search(r'version "(\d+)', result)
-    return int(found.group(1)) if found else 0
+    match = re.search(r'version "(\d+)', result)
+    return int(match.group(1)) if match else 0
 
 
 def _unpack(home: Path) -> None:

@@ -117,9 +117,9 @@ class ExceptionMiddleware:
             await self.app(scope, receive, send)
         except Exception as error:
             # Not in a variable of this function: it would be in its own traceback, a cycle that only a rare collection frees.
-            await self._answer(error, scope, receive, send)
+            await self._respond(error, scope, receive, send)
 
-    async def _answer(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _respond(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         call: Call = scope[CALL]
         problem = domain_error(error)
         if problem is None:

@@ -28,15 +28,15 @@ DRAIN_SECONDS = 2.0
 HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 
 
-def _answer(status: bytes) -> bytes:
+def _response(status: bytes) -> bytes:
     return b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status
 
 
-BAD_REQUEST = _answer(b"400 Bad Request")
-TIMEOUT = _answer(b"408 Request Timeout")
-TOO_LARGE = _answer(b"431 Request Header Fields Too Large")
-BAD_VERSION = _answer(b"505 HTTP Version Not Supported")
-TOO_MANY = _answer(b"503 Service Unavailable")
+BAD_REQUEST = _response(b"400 Bad Request")
+TIMEOUT = _response(b"408 Request Timeout")
+TOO_LARGE = _response(b"431 Request Header Fields Too Large")
+BAD_VERSION = _response(b"505 HTTP Version Not Supported")
+TOO_MANY = _response(b"503 Service Unavailable")
 
 
 def _send_without_chunks(cycle: RequestResponseCycle) -> None:
@@ -127,7 +127,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._dropped = 0  # bytes
         self._ended = False  # nothing more is parsed
         self._refusal: bytes | None = None  # why a callback stopped the parser
-        self._last_answer: bytes | None = None  # sent after the responses to the requests before
+        self._last_response: bytes | None = None  # sent after the responses to the requests before
 
     # The connection
 
@@ -353,8 +353,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._running = None
-        if self._last_answer is not None and not self.pipeline and not self.transport.is_closing():
-            self._send_last(self._last_answer)
+        if self._last_response is not None and not self.pipeline and not self.transport.is_closing():
+            self._send_last(self._last_response)
             return
         super().on_response_complete()
         if self.transport.is_closing():
@@ -373,13 +373,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     # Ends
 
-    def _stop_parser(self, answer: bytes) -> None:
-        self._refusal = answer
+    def _stop_parser(self, response: bytes) -> None:
+        self._refusal = response
         raise Refused
 
-    def _refuse(self, answer: bytes) -> None:
+    def _refuse(self, response: bytes) -> None:
         """Nothing more is read as HTTP; requests before this one are answered first."""
-        if answer is TOO_LARGE:
+        if response is TOO_LARGE:
             self._refused_headers.labels("too_large").inc()
         else:
             self._closed.labels("invalid").inc()
@@ -392,13 +392,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if self.pipeline and self.pipeline[0][0] is broken:
                 self.pipeline.popleft()
         if self._busy and self._running is not broken:
-            self._last_answer = answer
+            self._last_response = response
         elif broken is not None and broken.response_started:
             self.transport.close()
         else:
-            self._send_last(answer)
+            self._send_last(response)
 
-    def _send_last(self, answer: bytes) -> None:
+    def _send_last(self, response: bytes) -> None:
         """Closing at once would take the answer away from a client that still sends (RFC 9112, section 9.6)."""
         self._ended, self._held, self._dropped = True, b"", 0
         self.flow.held = False
@@ -406,7 +406,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
-        self.transport.write(answer)
+        self.transport.write(response)
         self.transport.write_eof()
         self._timer = self.loop.call_later(DRAIN_SECONDS, self.transport.abort)
 

@@ -161,12 +161,12 @@ async def _handle(
 
     call: Call = scope[CALL]
     call.asked = scope["path_params"]
-    answer = await executor.run(bound, call, bind)
+    response = await executor.run(bound, call, bind)
     headers = []
-    if answer is not None:
-        headers = [(b"content-length", b"%d" % len(answer)), (b"content-type", b"application/json")]
+    if response is not None:
+        headers = [(b"content-length", b"%d" % len(response)), (b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": bound.operation.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer or b""})
+    await send({"type": "http.response.body", "body": response or b""})
 
 
 async def _json_body(request: Request, max_members: int) -> bytes:

@@ -99,11 +99,11 @@ class Executor:
                 if signature.connection is None:
                     value = await operation.handler(**signature.assemble(arguments, context))
                     if context.events is not None:
-                        answer = await self._publish(bound, context, context.events, arguments, value)
+                        response = await self._publish(bound, context, context.events, arguments, value)
                 else:
-                    answer, value = await self._with_connection(bound, context, arguments, task)
+                    response, value = await self._with_connection(bound, context, arguments, task)
                 if operation.audit != "transaction":
-                    answer = None if value is None else bound.dump(value)
+                    response = None if value is None else bound.dump(value)
                     if operation.audit == "direct":
                         await self._audit.write(_row(operation, call, arguments, value))
         except asyncio.CancelledError:
@@ -116,7 +116,7 @@ class Executor:
             late = UNKNOWN if context.committing else None
             raise self._recorded(operation, call, arguments, Timeout(late)) from None
         except DomainError as problem:
-            raise self._recorded(operation, call, arguments, self._told(problem, context)) from None
+            raise self._recorded(operation, call, arguments, self._shown_to_caller(problem, context)) from None
         except Exception as defect:
             self._recorded(operation, call, arguments, InternalError(type(defect).__name__))
             raise
@@ -125,13 +125,13 @@ class Executor:
             await self._after_commit(operation, context.after_commit)
         elif operation.audit in self._queued:
             self._audit.record(_row(operation, call, arguments, value))
-        return answer
+        return response
 
     async def _with_connection(
         self, bound: BoundOperation, context: Context, arguments: dict[str, Any], task: "asyncio.Task[Any] | None"
     ) -> tuple[bytes | None, Any]:
         """In turn with other callers. Until it writes, a call whose client goes away is cancelled."""
-        operation, call, answer, value = bound.operation, context.call, None, None
+        operation, call, response, value = bound.operation, context.call, None, None
         who = _who(call)
         call.reading = task
         try:
@@ -142,7 +142,7 @@ class Executor:
                 if writes or operation.changes:
                     call.reading = None
                 if writes:
-                    answer = await self._in_transaction(bound, context, arguments)
+                    response = await self._in_transaction(bound, context, arguments)
                 else:
                     async with self._db.read() as context.connection:
                         value = await operation.handler(**bound.signature.assemble(arguments, context))
@@ -150,14 +150,14 @@ class Executor:
                 self._turns.leave(who)
         finally:
             call.reading = None
-        return answer, value
+        return response, value
 
     async def _in_transaction(self, bound: BoundOperation, context: Context, arguments: dict[str, Any]) -> bytes | None:
         """The change and its audit row commit together, before the answer is sent."""
         operation = bound.operation
         async with self._db.write() as context.connection:
             value = await operation.handler(**bound.signature.assemble(arguments, context))
-            answer = None if value is None else bound.dump(value)
+            response = None if value is None else bound.dump(value)
             row, events = _row(operation, context.call, arguments, value), context.events
             if events is None or not events.buffered:
                 await self._audit.insert(context.connection, row)
@@ -169,14 +169,14 @@ class Executor:
                 self._outbox.committed()
             if events.ephemeral:
                 context.after_commit.append(lambda: self._outbox.send(events.ephemeral))
-        return answer
+        return response
 
     async def _publish(
         self, bound: BoundOperation, context: Context, events: Events, arguments: dict[str, Any], value: Any
     ) -> bytes | None:
         """Of an operation without a connection, which changes nothing else: what is durable commits with the audit row, in turn
         with other callers. Ephemeral events alone are recorded as reads are."""
-        answer = None if value is None else bound.dump(value)
+        response = None if value is None else bound.dump(value)
         row = _row(bound.operation, context.call, arguments, value)
         if events.buffered:
             who = _who(context.call)
@@ -191,12 +191,12 @@ class Executor:
             self._outbox.committed()
             if events.ephemeral:
                 context.after_commit.append(lambda: self._outbox.send(events.ephemeral))
-            return answer
+            return response
         if events.ephemeral:
             await self._outbox.send(events.ephemeral)
         if "reads" in self._queued:
             self._audit.record(row)
-        return answer
+        return response
 
     async def _insert_with_events(self, connection: Connection, row: AuditRow, events: Events) -> None:
         """The last statement, so that ids of events are drawn after the changed rows are locked."""
@@ -221,7 +221,7 @@ class Executor:
             return Conflict(words.used if error.extra.get("referenced") else words.missing)
         return Conflict(words)
 
-    def _told(self, problem: DomainError, context: Context) -> DomainError:
+    def _shown_to_caller(self, problem: DomainError, context: Context) -> DomainError:
         """What the caller is told of a refusal."""
         error = self._in_words(problem)
         if context.committing and isinstance(error, Timeout | Unavailable):

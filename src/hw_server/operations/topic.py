@@ -90,11 +90,11 @@ class Topic(Generic[E]):
 
     def match(self, name: str) -> dict[str, Any] | None:
         """The parameters of a name, None where it is of another family. Names are canonical: `rooms/07` is not `rooms/7`."""
-        found = self._match.fullmatch(name) if len(name) <= MAX_NAME and name.isprintable() else None
-        if found is None:
+        match = self._match.fullmatch(name) if len(name) <= MAX_NAME and name.isprintable() else None
+        if match is None:
             return None
         try:
-            params = {key: self.params[key].validate_strings(value) for key, value in found.groupdict().items()}
+            params = {key: self.params[key].validate_strings(value) for key, value in match.groupdict().items()}
         except ValidationError:
             return None
         return params if self.pattern.format(**params) == name else None

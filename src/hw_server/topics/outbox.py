@@ -58,7 +58,7 @@ class PostgresOutbox:
         for event in events:
             by_topic.setdefault(event.topic, []).append(event)
         refusals = await self._store.send(
-            (topic, found[0].declared.history, [event.data for event in found]) for topic, found in by_topic.items()
+            (topic, batch[0].declared.history, [event.data for event in batch]) for topic, batch in by_topic.items()
         )
         if refusal := next(filter(None, refusals), None):
             raise Unavailable(f"Redis refuses the event: {str(refusal)[:200]}")

@@ -232,7 +232,7 @@ class Relay:
         for row in rows:
             by_topic.setdefault(row["topic"], []).append(row)
         # A topic that was refused is tried one row at a time: the first of them is to blame.
-        batches = {topic: found[:1] if topic in partition.tries else found for topic, found in by_topic.items()}
+        batches = {topic: events[:1] if topic in partition.tries else events for topic, events in by_topic.items()}
         refusals = await self._store.append(
             partition.number,
             partition.fence,

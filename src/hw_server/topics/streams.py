@@ -324,10 +324,10 @@ async def events(
 
 def _positions(last_event_id: str) -> dict[str, Position]:
     """What an id of this server says. A topic without a position in it is answered with a reset."""
-    found = {}
+    positions = {}
     for part in last_event_id.split(","):
         name, _, position = part.rpartition("@")
         epoch, _, offset = position.partition(":")
         if name and offset.isascii() and offset.isdecimal() and len(offset) < 17:
-            found[unquote(name)] = Position(epoch, int(offset))
-    return found
+            positions[unquote(name)] = Position(epoch, int(offset))
+    return positions
