@@ -16,24 +16,27 @@ from hw_server.settings import RateLimitSettings
 
 LEASE = 60  # seconds
 RENEWAL = 20  # seconds
+# Until the first renewal; one whose answer came too late, so that nobody knows of it, locks its user out for no longer.
+FIRST_LEASE = RENEWAL + 5  # seconds
 
 # For each key an action on the lease of one socket. Returns for each whether the socket has it.
 LEASES = Script("""
 local now = tonumber(redis.call('TIME')[1])
-local most, lease = tonumber(ARGV[1]), tonumber(ARGV[2])
+local most, first, lease = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local answers = {}
 for i, key in ipairs(KEYS) do
-  local action, socket = ARGV[2 * i + 1], ARGV[2 * i + 2]
-  local free = 1
+  local action, socket = ARGV[2 * i + 2], ARGV[2 * i + 3]
+  local free, seconds = 1, lease
   if action == 'acquire' then
     redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
     if redis.call('ZCARD', key) >= most then free = 0 end
+    seconds = first
   end
   if action == 'release' then
     redis.call('ZREM', key, socket)
     free = 0
   elseif free == 1 then
-    redis.call('ZADD', key, now + lease, socket)
+    redis.call('ZADD', key, now + seconds, socket)
     redis.call('EXPIRE', key, lease)
   end
   answers[i] = free
@@ -95,5 +98,5 @@ class ConnectionLimiter:
     async def _execute(self, connection: DedicatedConnection, leases: list[Lease]) -> list[int]:
         keys = [self._keys.sockets(sub) for _, sub, _ in leases]
         actions = [text for action, _, socket_id in leases for text in (action, socket_id)]
-        free: list[int] = await LEASES.run(connection, keys, [self._settings.sockets_per_user, LEASE, *actions])
+        free: list[int] = await LEASES.run(connection, keys, [self._settings.sockets_per_user, FIRST_LEASE, LEASE, *actions])
         return free
