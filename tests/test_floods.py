@@ -572,6 +572,40 @@ async def test_a_body_has_a_time(serve: Serve, token: Token, path: str) -> None:
         assert "Traceback" not in running.log_file.read_text()
 
 
+def test_an_idle_connection_has_an_end(serve: Serve) -> None:
+    with serve(HW_HTTP__KEEP_ALIVE_TIMEOUT="1") as running, RawClient(running.url) as client:
+        client.send(head("GET /health/live HTTP/1.1", {"Host": "x"}))
+        assert client.statuses() == [200]
+
+
+@pytest.mark.parametrize("first", ["answered", "answered before its body"])
+async def test_a_connection_is_not_idle_during_a_request(
+    serve: Serve, token: Token, database: asyncpg.Connection, locked: asyncpg.transaction.Transaction, first: str
+) -> None:
+    slow = head("GET /api/notes HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token('alice')}"})
+    with serve(HW_HTTP__KEEP_ALIVE_TIMEOUT="1") as running, RawClient(running.url) as client:
+        client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}))
+        if first == "answered":
+            client.send(b"{}")
+        assert client.response()[0] == 401
+        client.send(slow if first == "answered" else b"{}" + slow)
+        await until(lambda: waiting(database))
+        await asyncio.sleep(1.5)
+        await locked.rollback()
+        assert await asyncio.to_thread(lambda: client.response()[0]) == 200
+
+
+def test_a_socket_that_follows_a_late_body_stays(serve: Serve) -> None:
+    with serve(HW_HTTP__KEEP_ALIVE_TIMEOUT="1") as running, RawClient(running.url) as client:
+        client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}))
+        assert client.response()[0] == 401
+        client.send(b"{}" + head("GET /web HTTP/1.1", UPGRADE))
+        assert client.response()[0] == 101
+        time.sleep(1.5)
+        client.send(frame(TEXT, call("ping")))
+        assert b'"result"' in next(client.frames())[1]
+
+
 def test_line_ends_keep_no_connection(serve: Serve) -> None:
     with serve(HW_HTTP__HEADER_TIMEOUT="1") as running, RawClient(running.url) as client:
         client.send(head("GET /health/live HTTP/1.1", {"Host": "x"}))

@@ -30,8 +30,6 @@ from hw_server.ws.protocol import DirectWebSocketProtocol
 log = structlog.get_logger()
 
 BACKLOG = 2048
-# Seconds an idle connection stays open: longer than Traefik keeps it (90), which would send a request into its end.
-KEEP_ALIVE = 100
 RESTART_PAUSE = 1.0  # seconds before a dead worker is replaced
 CRASH_TIME = 10.0  # seconds; a worker that ends sooner after its start has crashed
 CRASHES = 5  # crashes in a row for each worker after which the parent gives up
@@ -77,7 +75,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 log_config=None,
                 log_level="warning",
-                timeout_keep_alive=KEEP_ALIVE,
+                timeout_keep_alive=settings.http.keep_alive_timeout,
                 backlog=BACKLOG,
             )
         )

@@ -103,6 +103,13 @@ class HttpSettings(Group):
     write_timeout: float = Field(
         30.0, gt=0, le=600, description="Longest wait for a client that does not read, seconds."
     )
+    keep_alive_timeout: int = Field(
+        100,
+        ge=1,
+        le=3600,
+        description="Seconds an idle connection stays open: longer than the proxy in front keeps it (Traefik: 90), which would send "
+        "a request into its end.",
+    )
     request_timeout: float = Field(10.0, gt=0, le=300, description="Longest time for one operation, seconds.")
     drain_delay: float = Field(
         0.0,

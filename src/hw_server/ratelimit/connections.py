@@ -98,5 +98,7 @@ class ConnectionLimiter:
     async def _execute(self, connection: DedicatedConnection, leases: list[Lease]) -> list[int]:
         keys = [self._keys.sockets(sub) for _, sub, _ in leases]
         actions = [text for action, _, socket_id in leases for text in (action, socket_id)]
-        free: list[int] = await LEASES.run(connection, keys, [self._settings.sockets_per_user, FIRST_LEASE, LEASE, *actions])
+        free: list[int] = await LEASES.run(
+            connection, keys, [self._settings.sockets_per_user, FIRST_LEASE, LEASE, *actions]
+        )
         return free
