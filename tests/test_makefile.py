@@ -35,18 +35,21 @@ cli.main()
 """
 
 
+def clean() -> dict[str, str]:
+    """The environment without what `make test ARGS=...` gives to a `make` inside it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("HW_", "MAKE", "ARGS"))}
+
+
 def make(*arguments: str, folder: Path = PROJECT, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HW_", "MAKE"))}
     return subprocess.run(
-        ["make", *arguments], cwd=folder, env={**clean, **environment}, capture_output=True, text=True, check=False
+        ["make", *arguments], cwd=folder, env={**clean(), **environment}, capture_output=True, text=True, check=False
     )
 
 
 def interrupted(words: str, *arguments: str, folder: Path = PROJECT, **environment: str) -> str:
     """What `make` still says after a Ctrl-C in a terminal, which reaches all of its processes; sent when it says `words`."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HW_", "MAKE"))}
     with subprocess.Popen(
-        ["make", *arguments], cwd=folder, env={**clean, **environment}, start_new_session=True,
+        ["make", *arguments], cwd=folder, env={**clean(), **environment}, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
