@@ -9,14 +9,16 @@ from collections.abc import Iterator
 class Proxy:
     """`swallow()` makes all present connections silent; new ones work. A chunk from a client that contains `hold_at` waits until
     `release` is set; `held` says that one waits. After a chunk that contains `mute_at` no answer comes back on its connection;
-    `muted` says that it was forwarded."""
+    `muted` says that it was forwarded. The answer to the first chunk that contains `late_at` comes once `release` is set; `held`
+    says that it is there. `refuse()` is a server that is gone: nothing passes, and nobody connects any more."""
 
     def __init__(self, port: int) -> None:
         self._target = port
         self._silent: list[threading.Event] = []
         self._sockets: list[socket.socket] = []
         self._pumps: list[threading.Thread] = []
-        self.hold_at = self.mute_at = b""
+        self.hold_at = self.mute_at = self.late_at = b""
+        self._late: threading.Event | None = None  # its connection's
         self.held, self.release, self.muted = threading.Event(), threading.Event(), threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -42,6 +44,10 @@ class Proxy:
         for silent in self._silent:
             silent.set()
 
+    def refuse(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self.swallow()
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -60,6 +66,12 @@ class Proxy:
                 if silent.is_set():
                     continue
                 if asking and self.hold_at and self.hold_at in data:
+                    self.held.set()
+                    self.release.wait(30)
+                if asking and self.late_at and self.late_at in data:
+                    self.late_at, self._late = b"", silent
+                elif not asking and self._late is silent:
+                    self._late = None
                     self.held.set()
                     self.release.wait(30)
                 mute = asking and self.mute_at and self.mute_at in data

@@ -34,6 +34,12 @@ async def may_enter_slowly(caller: Principal, id: int) -> bool:
     return "notes:read" in caller.roles
 
 
+async def may_enter_or_never_hears(caller: Principal, id: int) -> bool:
+    if "notes:read" not in caller.roles:
+        await asyncio.sleep(60)
+    return True
+
+
 ROOM = Topic("rooms/{id}", Said, params={"id": int}, subscribe=may_enter, publish=may_speak)
 SHORT = Topic("short/{id}", Said, params={"id": int}, subscribe="notes:read", history=History(5, hours=1))
 CURSORS = Topic(
@@ -45,6 +51,7 @@ BRIEF = Topic(
     "brief/{id}", Said, params={"id": int}, subscribe="notes:read", history=History(10, hours=0.0003, bytes=300)
 )
 SLOW = Topic("slow/{id}", Said, params={"id": int}, subscribe=may_enter_slowly)
+SILENT = Topic("silent/{id}", Said, params={"id": int}, subscribe=may_enter_or_never_hears)
 TURNS = Topic("turns", Said, subscribe="notes:read", ordered=True)
 TOPICS: dict[str, Topic[Any]] = {
     "rooms": ROOM, "short": SHORT, "cursors": CURSORS, "latest": LATEST, "brief": BRIEF
@@ -84,5 +91,5 @@ async def count(db: Write, id: Id, query: Counted, events: Events) -> None:
     events.publish(ROOM, Said(text=await db.fetchval(sql, query.note)), id=id)
 
 
-feature = Feature("rooms", operations, topics=(ROOM, SHORT, CURSORS, LATEST, BRIEF, SLOW, TURNS))
+feature = Feature("rooms", operations, topics=(ROOM, SHORT, CURSORS, LATEST, BRIEF, SLOW, SILENT, TURNS))
 FEATURES = (*notes.FEATURES, feature)

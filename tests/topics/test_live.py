@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -108,6 +109,42 @@ async def test_a_role_taken_away_ends_what_it_allowed(pair: tuple[Running, Runni
             query = {"family": family}
             assert (await speaker.post("/api/rooms/1/words", json={"text": family}, params=query)).status_code == 201
         assert (await socket.read())["params"]["data"]["text"] == "rooms"
+
+
+async def test_a_role_taken_away_ends_what_older_tokens_of_its_session_opened(
+    pair: tuple[Running, Running], provider: Provider
+) -> None:
+    here, there = pair
+    sid = uuid.uuid4().hex
+    older, newer = provider.token(sid=sid), provider.token(sid=sid, realm_access={"roles": []})
+    async with contextlib.AsyncExitStack() as stack:
+        first = await stack.enter_async_context(here.socket(older))
+        others = [await stack.enter_async_context(running.socket(older)) for running in pair]
+        streams = [await stack.enter_async_context(stream(running, older, "short/1")) for running in pair]
+        spared = [await stack.enter_async_context(there.socket(token)) for token in (newer, provider.token())]
+        assert "result" in await first.call("session.refresh", token=newer)
+        async with asyncio.timeout(1):
+            assert [await socket.closed() for socket in others] == [(4402, "token_expired")] * 2
+            assert [await rest(lines) for lines in streams] == [[""], [""]]
+        assert [(await socket.call("ping"))["result"] for socket in (first, *spared)] == ["pong"] * 3
+        for token, status in ((older, 401), (newer, 403), (provider.token(sid=sid, iat=int(time.time()) + 2), 200)):
+            async with there.client(token) as client:
+                assert (await client.get("/api/notes")).status_code == status
+
+
+async def test_a_rule_that_does_not_answer_leaves_no_subscription(start: Start, provider: Provider) -> None:
+    topics = ("short/1", "silent/1", "silent/2")
+    with start(**provider.settings(), HW_HTTP__REQUEST_TIMEOUT="1") as running:
+        async with running.socket(provider.token()) as socket:
+            for topic in topics:
+                assert "result" in await socket.call("topic.subscribe", topic=topic)
+            await socket.raw.send(call("session.refresh", token=provider.token(realm_access={"roles": []})))
+            *told, _ = [(await socket.read()).get("params") for _ in range(4)]
+            assert {ended["topic"]: ended["reason"] for ended in told} == dict(
+                zip(topics, ("forbidden", "timeout", "timeout"), strict=True)
+            )
+            for topic in topics:
+                assert (await socket.call("topic.unsubscribe", topic=topic))["error"]["code"] == -32004
 
 
 def call(method: str, **params: Any) -> str:

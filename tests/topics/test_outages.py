@@ -295,6 +295,33 @@ async def test_a_killed_relay_is_succeeded(
     assert [follower.resets for follower in followers] == [0, 0]
 
 
+async def test_a_holder_that_cannot_reach_redis_gives_way(
+    two: Running, alice: str, environment: dict[str, str], fragile: Stack, start: Start
+) -> None:
+    with (
+        Proxy.running(fragile.ports.redis) as proxy,
+        start(HW_REDIS__URL=f"redis://127.0.0.1:{proxy.port}") as third,
+    ):
+        await make_holder(third.process.pid, environment, "rooms/5")
+        async with Follower(two, alice, "rooms/5") as follower, two.client(alice) as client:
+            proxy.refuse()
+            await client.post("/api/rooms/5/words", json={"text": "after"})
+            await until(lambda: follower.texts == ["after"], 15)
+
+
+async def test_a_subscription_whose_renewal_fails_is_told_to_end(one: Running, alice: str, fragile: Stack) -> None:
+    async with one.socket(alice) as socket:
+        position = await until(lambda: subscribed(socket, topic="rooms/210"))
+        await kill_valkey(fragile)
+        ahead = {"epoch": position["epoch"], "offset": position["offset"] + 5}  # for which Redis is asked
+        params = {"topic": "rooms/210", "recover": ahead}
+        await socket.raw.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "topic.subscribe", "params": params}))
+        told, refused = await socket.read(), await socket.read()
+        await asyncio.to_thread(fragile.start_one, "valkey")
+    assert (told["method"], told["params"]) == ("topic.unsubscribed", {"topic": "rooms/210", "reason": "unavailable"})
+    assert refused["error"]["code"] == -32053
+
+
 async def test_what_was_published_and_not_deleted_is_not_published_again(
     two: Running, alice: str, environment: dict[str, str], fragile: Stack, start: Start
 ) -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import json
 import socket as sockets
 import time
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -141,3 +143,49 @@ async def test_a_stream_that_recovers_slowly_ends_with_its_token(
             await asyncio.sleep(8)  # past its token's end, with the leeway
             rest = await asyncio.to_thread(client.rest)
     assert 0 < rest.count(b"event: topic.event") < 8 * len(topics)
+
+
+async def test_a_feed_that_breaks_while_a_topic_is_joined_leaves_no_gap(
+    one: Running, start: Start, fragile: Stack, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    topic = f"cursors/{uuid.uuid4().int % 2**40}"
+    publish = {"url": "/api/topics/publish", "params": {"topic": topic}, "json": {"data": {"text": "x"}}}
+    with (
+        Proxy.running(fragile.ports.redis) as proxy,
+        start(HW_REDIS__URL=f"redis://127.0.0.1:{proxy.port}", HW_REDIS__TIMEOUT="10") as running,
+    ):
+        async with (
+            running.socket(tokens["bob"]) as socket,
+            aioredis.from_url(fragile.environment()["HW_REDIS__URL"]) as redis,
+        ):
+            await until(lambda: subscribed(socket, topic=f"rooms/{room()}"))
+            proxy.late_at = f"topic:meta:{quote(topic, safe='')}".encode()
+            joining = asyncio.create_task(socket.call("topic.subscribe", topic=topic))
+            assert await asyncio.to_thread(proxy.held.wait, 10)  # Redis has said that there is no event
+            await redis.client_kill_filter(_type="pubsub", skipme=True)
+            assert (await alice.post(**publish)).status_code == 200
+            await until(lambda: is_heard(redis, topic))
+            proxy.release.set()
+            assert (await joining)["result"]["offset"] == 1
+
+
+async def is_heard(redis: "aioredis.Redis", topic: str) -> bool:
+    [(_, processes)] = await redis.pubsub_numsub(f"hw:topic:{quote(topic, safe='')}")
+    return bool(processes)
+
+
+async def test_a_second_subscription_in_a_batch_doubles_nothing(one: Running, tokens: dict[str, str]) -> None:
+    topic = f"cursors/{uuid.uuid4().int % 2**40}"
+    subscribe = {"method": "topic.subscribe", "params": {"topic": topic}}
+    publish = {"method": "topic.publish", "params": {"topic": topic, "data": {"text": "x"}}}
+    calls = [subscribe, *[publish] * 5, subscribe, *[publish] * 10]
+    async with one.socket(tokens["bob"]) as socket:
+        await socket.raw.send(json.dumps([{"jsonrpc": "2.0", "id": 1, **call} for call in calls]))
+        while not isinstance(answers := await socket.read(), list):
+            continue
+        offsets: list[int] = []
+        while offsets[-1:] != [15]:
+            params = (await socket.read())["params"]
+            offsets += [event["offset"] for event in params.get("events", [params])]
+    after = answers[6]["result"]["offset"]
+    assert offsets == list(range(after + 1, 16))

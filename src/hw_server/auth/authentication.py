@@ -36,6 +36,12 @@ class Authentication:
             listener(principal, client_ip, user_agent)
         return principal
 
+    async def replace(self, older: Principal, newer: Principal) -> None:
+        """A caller has a newer token. Where it brings fewer roles, what else was opened with the session's older ones ends, too;
+        raises `Unavailable` where that cannot be told."""
+        if newer.session_id == older.session_id and not older.roles <= newer.roles:
+            await self._revocations.revoke_roles(newer)
+
     async def recheck(self, principal: Principal) -> None:
         """Raises `Unauthenticated` for a caller whose session was revoked, whose key was withdrawn, or whose token expired,
         since."""

@@ -19,6 +19,7 @@ from hw_server.settings import OidcSettings
 
 log = structlog.get_logger()
 
+ROLES = "roles:"  # begins the entries of sessions whose roles became fewer
 LIFETIME_OF_0_1 = 36_000  # seconds that an entry of version 0.1 counts
 RETRY_INTERVAL = 0.5  # seconds before the feed is followed again
 PING_INTERVAL = 1.0  # seconds between two pings on the feed
@@ -44,39 +45,58 @@ class SignOut(BaseModel):
         )
 
 
+class Narrowed(BaseModel):
+    """A newer token of a session brings fewer roles: what that covers are tokens of the same client, issued up to `issued_at` (Unix
+    time in seconds), with others."""
+
+    client_id: str
+    issued_at: float
+    roles: frozenset[str]
+
+    def covers(self, principal: Principal) -> bool:
+        older = principal.client_id == self.client_id and principal.issued_at <= self.issued_at
+        return older and not principal.roles <= self.roles
+
+
 @dataclass(frozen=True, slots=True)
 class Revocation:
-    """The end of one session (`session_id`), or of all sessions of a user (`sub`) that `sign_out` covers. It counts until
-    `until`, Unix time in seconds, when every session it can cover has ended."""
+    """The end of one session (`session_id`), or of its tokens that `narrowed` covers, or of all sessions of a user (`sub`) that
+    `sign_out` covers. It counts until `until`, Unix time in seconds, when every session it can cover has ended."""
 
     until: float
     session_id: str | None = None
     sub: str | None = None
     sign_out: SignOut | None = None
+    narrowed: Narrowed | None = None
 
     def covers(self, principal: Principal) -> bool:
         if self.until <= time.time():
             return False
-        if self.sign_out is None:
-            return principal.session_id == self.session_id
-        return principal.sub == self.sub and self.sign_out.covers(principal)
+        if self.sign_out is not None:
+            return principal.sub == self.sub and self.sign_out.covers(principal)
+        return principal.session_id == self.session_id and (self.narrowed is None or self.narrowed.covers(principal))
 
     @property
     def entry(self) -> str:
         """Its member in the sorted set, whose score is `until`."""
+        if self.narrowed is not None:
+            return f"{ROLES}{self.session_id}"
         return f"session:{self.session_id}" if self.session_id is not None else f"user:{self.sub}"
 
     @classmethod
-    def parse(cls, entry: str, until: float, sign_out: bytes | None) -> "Revocation":
+    def parse(cls, entry: str, until: float, details: bytes | None) -> "Revocation":
         """Raises ValueError for what is none."""
         if not math.isfinite(until):
             raise ValueError("the end is no time")
         sub = _sub_of(entry)
         if sub is not None:
-            if sign_out is not None:
-                return cls(until, sub=sub, sign_out=SignOut.model_validate_json(sign_out))
+            if details is not None:
+                return cls(until, sub=sub, sign_out=SignOut.model_validate_json(details))
             at = until - LIFETIME_OF_0_1  # version 0.1 told the moment by the end alone
             return cls(until, sub=sub, sign_out=SignOut(at=at, not_before=at))
+        if entry.startswith(ROLES):
+            narrowed = Narrowed.model_validate_json(details or b"")
+            return cls(until, session_id=entry.removeprefix(ROLES), narrowed=narrowed)
         # Version 0.1 wrote `sub:<sub>` and bare session ids; its revocations outlive an upgrade.
         return cls(until, session_id=entry.removeprefix("session:"))
 
@@ -110,8 +130,12 @@ class Revocations:
         """Raises `Unauthenticated` for a revoked caller; asks Redis only while the feed is broken."""
         if not self.following:
             await self._fetch(principal)
-        if self._entries and self.covering(principal) is not None:
-            raise Unauthenticated("revoked", "the session has ended; sign in again")
+        revocation = self.covering(principal) if self._entries else None
+        if revocation is None:
+            return
+        if revocation.narrowed is not None:
+            raise Unauthenticated("superseded", "a newer token of this session has fewer roles; use that one")
+        raise Unauthenticated("revoked", "the session has ended; sign in again")
 
     async def _fetch(self, principal: Principal) -> None:
         entries = _entries_of(principal)
@@ -130,6 +154,15 @@ class Revocations:
     async def revoke_session(self, session_id: str) -> None:
         """Returns once Redis holds it; raises `Unavailable`."""
         revocation = Revocation(time.time() + self._settings.session_max_age, session_id=session_id)
+        await self._redis.run("revocation", lambda client: self._publish(client, revocation))
+        self._add(revocation)
+
+    async def revoke_roles(self, newer: Principal) -> None:
+        """Revokes the older tokens of a session that have roles which its newer token lacks. Returns once Redis holds it; raises
+        `Unavailable`."""
+        narrowed = Narrowed(client_id=newer.client_id, issued_at=newer.issued_at, roles=newer.roles)
+        until = time.time() + self._settings.session_max_age
+        revocation = Revocation(until, session_id=newer.session_id, narrowed=narrowed)
         await self._redis.run("revocation", lambda client: self._publish(client, revocation))
         self._add(revocation)
 
@@ -154,10 +187,10 @@ class Revocations:
 
     async def _publish(self, client: Any, revocation: Revocation) -> None:
         async with client.pipeline(transaction=True) as pipe:
-            if revocation.sign_out is not None:
-                assert revocation.sub is not None
-                key, seconds = self._keys.signed_out(revocation.sub), math.ceil(self._settings.session_max_age)
-                pipe.set(key, revocation.sign_out.model_dump_json(), ex=seconds)
+            details = revocation.sign_out or revocation.narrowed
+            if details is not None:
+                seconds = math.ceil(self._settings.session_max_age)
+                pipe.set(self._details(revocation.entry), details.model_dump_json(), ex=seconds)
             pipe.zadd(self._keys.revoked, {revocation.entry: revocation.until})
             pipe.zremrangebyscore(self._keys.revoked, "-inf", time.time())
             pipe.publish(self._keys.revocations, f"{revocation.until}|{revocation.entry}")
@@ -206,8 +239,8 @@ class Revocations:
         """Adds members of the sorted set with their scores. One that cannot be read does not keep the others out."""
         keys: dict[bytes, str] = {}
         for entry, _ in scored:
-            if (sub := _sub_of(entry.decode(errors="replace"))) is not None:
-                keys[entry] = self._keys.signed_out(sub)
+            if (key := self._details(entry.decode(errors="replace"))) is not None:
+                keys[entry] = key
         details = dict(zip(keys, await client.mget(list(keys.values())), strict=True)) if keys else {}
         for entry, until in scored:
             try:
@@ -215,6 +248,13 @@ class Revocations:
             except Exception:
                 self._failures.inc()
                 log.exception("revocation_failed", entry=repr(entry)[:300])
+
+    def _details(self, entry: str) -> str | None:
+        """The key of what an entry covers, None for the end of one session."""
+        if entry.startswith(ROLES):
+            return self._keys.narrowed(entry.removeprefix(ROLES))
+        sub = _sub_of(entry)
+        return self._keys.signed_out(sub) if sub is not None else None
 
     def _add(self, revocation: Revocation) -> None:
         if self._entries.get(revocation.entry) == revocation:
@@ -231,7 +271,7 @@ class Revocations:
 
 def _entries_of(principal: Principal) -> list[str]:
     """The entries that can cover a caller."""
-    return [f"session:{principal.session_id}", f"user:{principal.sub}"]
+    return [f"session:{principal.session_id}", f"user:{principal.sub}", f"{ROLES}{principal.session_id}"]
 
 
 def _sub_of(entry: str) -> str | None:

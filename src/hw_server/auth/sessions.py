@@ -90,7 +90,7 @@ class SessionStore:
             revocation = self._revocations.covering(item[0])
             if revocation is None:
                 sessions.append(item)
-            elif revocation.session_id is None:
+            elif revocation.sub is not None:
                 late.append(item[0].session_id)
         try:
             await self._end_revoked(written)  # the feed may tell of it later than Redis that they are written
@@ -106,7 +106,11 @@ class SessionStore:
 
     async def _end_revoked(self, written: list[Principal]) -> list[Principal]:
         """Ends again those that ended while they were written, which has brought them back; returns the others."""
-        ended = [principal for principal in written if self._revocations.covering(principal) is not None]
+        ended = []
+        for principal in written:
+            revocation = self._revocations.covering(principal)
+            if revocation is not None and revocation.narrowed is None:
+                ended.append(principal)
         for principal in ended:
             await self.revoke(principal.session_id)
         return [principal for principal in written if principal not in ended] if ended else written

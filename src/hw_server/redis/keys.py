@@ -7,7 +7,9 @@ class Keys:
     """Names of all keys and channels in Redis, and what is in them."""
 
     def __init__(self, prefix: str) -> None:
-        self.revoked = f"{prefix}revoked"  # DB 1, sorted set: `session:<id>` or `user:<sub>` -> time its entry ends
+        self.revoked = (
+            f"{prefix}revoked"  # DB 1, sorted set: `session:<id>`, `roles:<id>` or `user:<sub>` -> time its entry ends
+        )
         self.revocations = f"{prefix}revocations"  # channel: `<time>|<entry>`
         self.topic_wake = f"{prefix}topic-wake"  # channel: events were committed
         self._prefix = prefix
@@ -23,6 +25,10 @@ class Keys:
     def signed_out(self, sub: str) -> str:
         """DB 1: which sessions the entry `user:<sub>` covers; JSON."""
         return f"{self._prefix}signed-out:{sub}"
+
+    def narrowed(self, session_id: str) -> str:
+        """DB 1: which tokens the entry `roles:<id>` covers; JSON."""
+        return f"{self._prefix}narrowed:{session_id}"
 
     def logout_token(self, jti: str) -> str:
         """DB 1: exists while the logout token with this `jti` is a replay."""

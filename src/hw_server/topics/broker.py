@@ -58,7 +58,7 @@ class Channel:
 
     __slots__ = (
         "checked", "delivering", "early", "epoch", "joining", "key", "live", "name", "offset", "pins", "receivers", "recent",
-        "recent_bytes", "settled", "streams", "topic", "topic_json", "unused_since",
+        "recent_bytes", "settled", "stale", "streams", "topic", "topic_json", "unused_since",
     )  # fmt: skip
 
     def __init__(self, topic: Topic[Any], name: str, key: bytes) -> None:
@@ -75,6 +75,7 @@ class Channel:
         self.live = False  # whether the position is known
         self.settled = asyncio.Event()  # not while it joins or is repaired
         self.delivering = asyncio.Lock()  # held by the feed, or by a repair: one of them moves the position
+        self.stale = False  # the feed broke meanwhile: what was read may be from before
         self.early: list[tuple[str, int, bytes]] = []  # heard while joining or repairing
         self.joining: asyncio.Task[None] | None = None
         self.pins = 0  # subscriptions under way
@@ -400,6 +401,8 @@ class Broker:
         for channel in list(self._channels.values()):
             if channel.live and not channel.repairing:
                 self._start_repair(channel)
+            else:
+                channel.stale = True
 
     def _start_repair(self, channel: Channel) -> None:
         channel.settled.clear()
@@ -416,9 +419,10 @@ class Broker:
         """Gives on what was heard meanwhile, until the channel is level with its feed."""
         while True:
             heard, channel.early = channel.early, []
-            if not await self._take(channel, heard):
+            stale, channel.stale = channel.stale, False
+            if not await self._take(channel, heard) or stale:
                 await self._read_missing(channel)
-            elif not channel.early:
+            elif not (channel.early or channel.stale):
                 channel.settled.set()
                 return
 

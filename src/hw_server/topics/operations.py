@@ -81,28 +81,27 @@ async def subscribe(
     broker: Provided[Broker],
 ) -> Subscribed:
     """Subscribe the socket to a topic, from now on or from the last event that the client has."""
-    subscriptions.reserve(socket, query.topic)
+    # Before it is authorized: a refresh of the token meanwhile sees this topic and checks it again.
+    reservation = subscriptions.reserve(socket, query.topic)
+    events = None
     try:
-        # Reserved before it is authorized: a refresh of the token meanwhile sees this topic and checks it again.
         assert socket.principal is not None
         topic = await registry.authorize("subscribe", query.topic, socket.principal)
         channel = await broker.join(query.topic, topic)
-    except BaseException:
-        subscriptions.cancel(socket, query.topic)
-        raise
-    events = None
-    try:
-        if query.recover is not None:
-            events = await broker.missed(channel, Position(query.recover.epoch, query.recover.offset))
-        if not subscriptions.reserved(socket, query.topic):
-            raise Forbidden("the subscription was ended meanwhile")
-    except BaseException:
-        broker.release(channel)
-        subscriptions.cancel(socket, query.topic)
+        try:
+            if query.recover is not None:
+                events = await broker.missed(channel, Position(query.recover.epoch, query.recover.offset))
+            if not subscriptions.holds(socket, query.topic, reservation):
+                raise Forbidden("the subscription was ended meanwhile")
+        except BaseException:
+            broker.release(channel)
+            raise
+    except BaseException as error:
+        subscriptions.give_up(socket, query.topic, reservation, error)
         raise
     position = Position(channel.epoch, channel.offset)
     assert call.after_response is not None
-    call.after_response.append(lambda: subscriptions.attach(socket, channel, position))
+    call.after_response.append(lambda: subscriptions.attach(socket, channel, position, reservation))
     return Subscribed(
         topic=query.topic,
         epoch=position.epoch,

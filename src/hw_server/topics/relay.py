@@ -46,6 +46,8 @@ ACQUIRE = """
     UPDATE topic_relays SET pid = pg_backend_pid(), fence = nextval('topic_fences'), heartbeat = now()
     WHERE partition = $1 RETURNING fence
 """
+# A higher fence for the holder, whose heartbeat it is not.
+FENCE = "UPDATE topic_relays SET fence = nextval('topic_fences') WHERE partition = $1 RETURNING fence"
 # The session that holds the lock of a partition and has been silent; its process may be stopped or cut off.
 END_SILENT = """
     SELECT pg_terminate_backend(l.pid) FROM topic_relays r
@@ -88,6 +90,7 @@ class Partition:
     writers: set[str] = field(default_factory=set)  # that may still commit a row up to `next_floor`
     tries: dict[str, int] = field(default_factory=dict)  # of the first row of a topic
     blocked: dict[str, float] = field(default_factory=dict)  # topic -> when it is tried again
+    waiting: bool = False  # for Redis, while there are rows
 
 
 class Relay:
@@ -151,9 +154,10 @@ class Relay:
     async def _beat(self, connection: Any) -> None:
         await connection.execute(
             "UPDATE topic_relays SET heartbeat = now() WHERE partition = ANY ($1) AND pid = pg_backend_pid()",
-            list(self._held),
+            # One that only this process's way to Redis keeps waiting is another's to take.
+            [number for number, partition in self._held.items() if not partition.waiting],
         )
-        if len(self._held) < self._partitions:
+        if len(self._held) < self._partitions and await self._reaches_redis():
             await connection.fetch(END_SILENT, LOCK_SPACE, DEAD_AFTER)
             for number in range(self._partitions):
                 # One in each beat, so that processes that start together share the partitions.
@@ -164,6 +168,14 @@ class Relay:
         for partition in self._held.values():
             lag = max(lag, await self._raise_floor(connection, partition))
         self._lag.set(lag)
+
+    async def _reaches_redis(self) -> bool:
+        """Whether this process could publish: else it must end no other's session, nor hold what it cannot serve."""
+        try:
+            await self._store.read("")
+        except Unavailable:
+            return False
+        return True
 
     async def _acquire(self, connection: Any, number: int) -> bool:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_SPACE, number):
@@ -209,15 +221,17 @@ class Relay:
         for partition in list(self._held.values()):
             try:
                 more |= await self._relay(connection, partition)
+                partition.waiting = False
             except Fenced:
                 log.warning("topic_relay_fenced", partition=partition.number)
                 del self._held[partition.number]
                 await connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCK_SPACE, partition.number)
             except Unavailable as error:
                 # Redis as a whole: no row is to blame, all wait.
+                partition.waiting = True
                 log.warning("topic_relay_waits", error=error.detail)
                 # What was sent may still be under way; behind a higher fence it is refused, should it come after its retry.
-                partition.fence = await connection.fetchval(ACQUIRE, partition.number)
+                partition.fence = await connection.fetchval(FENCE, partition.number)
                 await asyncio.sleep(RETRY / 2)
                 return False
         return more

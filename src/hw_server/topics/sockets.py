@@ -1,9 +1,11 @@
 """The subscriptions of sockets: `connection.topics` are their names, the hub finds the sockets of a topic."""
 
+import asyncio
+
 import structlog
 
 from hw_server.auth import Principal
-from hw_server.errors import DomainError, Forbidden, InternalError
+from hw_server.errors import DomainError, Forbidden, InternalError, Timeout
 from hw_server.settings import TopicSettings
 from hw_server.topics.broker import Broker, Channel, Position
 from hw_server.topics.registry import Registry
@@ -11,6 +13,16 @@ from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.hub import Hub
 
 log = structlog.get_logger("topics")
+
+
+class Reservation:
+    """The place of one subscription among those of its socket; a later one of the same topic takes it over. `ends` is whether it
+    began in the place of one that was heard until then."""
+
+    __slots__ = ("ends",)
+
+    def __init__(self, *, ends: bool) -> None:
+        self.ends = ends
 
 
 class SocketSubscriptions:
@@ -23,37 +35,52 @@ class SocketSubscriptions:
         self._hub = hub
         hub.on_removed.append(self._removed)
 
-    def reserve(self, connection: WebSocketConnection, topic: str) -> None:
+    def reserve(self, connection: WebSocketConnection, topic: str) -> Reservation:
         """Raises `Forbidden` for a topic too many. A second subscription of one topic begins anew."""
         if connection.topics is None:
-            connection.topics = set()
+            connection.topics = {}
         if topic not in connection.topics and len(connection.topics) >= self._settings.max_per_socket:
             raise Forbidden(f"a socket subscribes to at most {self._settings.max_per_socket} topics")
-        self._detach(connection, topic)
-        connection.topics.add(topic)
+        before: Reservation | None = connection.topics.get(topic)
+        ended = self._detach(connection, topic) or (before is not None and before.ends)
+        connection.topics[topic] = reservation = Reservation(ends=ended)
+        return reservation
 
-    def reserved(self, connection: WebSocketConnection, topic: str) -> bool:
-        return connection.topics is not None and topic in connection.topics
+    def holds(self, connection: WebSocketConnection, topic: str, reservation: Reservation) -> bool:
+        """Whether the subscription was neither ended nor begun anew since."""
+        return connection.topics is not None and connection.topics.get(topic) is reservation
 
-    def attach(self, connection: WebSocketConnection, channel: Channel, position: Position) -> None:
+    def attach(
+        self, connection: WebSocketConnection, channel: Channel, position: Position, reservation: Reservation
+    ) -> None:
         """The response that holds `position` was sent: from here on the socket gets what follows."""
-        if self.reserved(connection, channel.name) and connection in self._hub.connections:
-            self._detach(connection, channel.name)
+        if self.holds(connection, channel.name, reservation) and connection in self._hub.connections:
             self._broker.attach_socket(channel, connection, position)
+            reservation.ends = False
         self._broker.release(channel)
+
+    def give_up(
+        self, connection: WebSocketConnection, topic: str, reservation: Reservation, error: BaseException
+    ) -> None:
+        """A subscription that failed leaves none behind; the client is told where it ends one that there was."""
+        if self.holds(connection, topic, reservation):
+            self.cancel(connection, topic)
+            if reservation.ends:
+                self._tell(connection, topic, error)
 
     def cancel(self, connection: WebSocketConnection, topic: str) -> bool:
         """Whether there was a subscription."""
-        if not self.reserved(connection, topic):
+        if connection.topics is None or connection.topics.pop(topic, None) is None:
             return False
-        assert connection.topics is not None
         self._detach(connection, topic)
-        connection.topics.discard(topic)
         return True
 
-    def _detach(self, connection: WebSocketConnection, topic: str) -> None:
-        if connection in self._hub.subscribers(topic):
+    def _detach(self, connection: WebSocketConnection, topic: str) -> bool:
+        """Whether the socket heard the topic."""
+        heard = connection in self._hub.subscribers(topic)
+        if heard:
             self._broker.detach_socket(connection, topic)
+        return heard
 
     def _removed(self, connection: WebSocketConnection) -> None:
         for topic in connection.topics or ():
@@ -61,17 +88,28 @@ class SocketSubscriptions:
         connection.topics = None
 
     async def recheck(self, connection: WebSocketConnection, principal: Principal) -> None:
-        """After the socket's token was replaced: ends what its new roles do not allow."""
-        for topic in list(connection.topics or ()):
-            try:
-                await self._registry.authorize("subscribe", topic, principal)
-            except DomainError as error:
-                self._end(connection, topic, error.code)
-            except Exception:
-                # A defect of its rule must not leave it, nor those behind it, as they are.
-                log.exception("topic_rule_failed", topic=topic)
-                self._end(connection, topic, InternalError.code)
+        """After the socket's token was replaced: ends what its new roles do not allow, and what cannot be told of in time."""
+        await asyncio.gather(*(self._recheck(connection, topic, principal) for topic in list(connection.topics or ())))
 
-    def _end(self, connection: WebSocketConnection, topic: str, reason: str) -> None:
-        if self.cancel(connection, topic):
-            connection.notify("topic.unsubscribed", {"topic": topic, "reason": reason})
+    async def _recheck(self, connection: WebSocketConnection, topic: str, principal: Principal) -> None:
+        try:
+            await self._registry.authorize("subscribe", topic, principal)
+        except BaseException as error:
+            if self.cancel(connection, topic):
+                self._tell(connection, topic, error)
+            if isinstance(error, DomainError):
+                return
+            if not isinstance(error, Exception):
+                raise
+            log.exception("topic_rule_failed", topic=topic)  # a defect of this one's rule
+
+    def _tell(self, connection: WebSocketConnection, topic: str, error: BaseException) -> None:
+        """Why a subscription has ended."""
+        match error:
+            case DomainError():
+                reason = error.code
+            case asyncio.CancelledError():
+                reason = Timeout.code
+            case _:
+                reason = InternalError.code
+        connection.notify("topic.unsubscribed", {"topic": topic, "reason": reason})

@@ -85,7 +85,9 @@ class WebSocketConnection:
         self.user_agent = user_agent
         self.principal: Principal | None = None
         self.opened = time.monotonic()
-        self.topics: set[str] | None = None  # names of the topics it is subscribed to
+        self.topics: dict[str, Any] | None = (
+            None  # names of the topics it is subscribed to -> what their owner keeps of each
+        )
         self.warned = False  # whether `session.expiring` was sent for the present token
         self.outcome = "closed_by_client"
         self.ready = True

@@ -58,7 +58,13 @@ class SignIn:
         assert connection.principal is not None
         if principal.sub != connection.principal.sub:
             raise Conflict("the token is another user's")
-        connection.principal, connection.warned = principal, False
+        older, connection.principal = connection.principal, principal
+        try:
+            await self._authentication.replace(older, principal)
+        except BaseException:
+            connection.principal = older
+            raise
+        connection.warned = False
         for listener in self.on_refreshed:
             await listener(connection, principal)
         return principal
