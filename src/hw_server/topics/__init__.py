@@ -6,17 +6,17 @@ from hw_server.auth.revocations import Revocations
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import Feature
 from hw_server.operations.events import Outbox
-from hw_server.ratelimit import ConnectionLimiter
+from hw_server.ratelimit import ConnectionLimiter, RateLimiter
 from hw_server.redis import CacheRedis, Keys
 from hw_server.runtime.parts import Parts
 from hw_server.settings import Settings
-from hw_server.topics.broker import Broker
+from hw_server.topics.broker import Broker, TopicsFull
 from hw_server.topics.feed import Feed
 from hw_server.topics.operations import operations
 from hw_server.topics.outbox import PostgresOutbox
 from hw_server.topics.registry import Registry
 from hw_server.topics.relay import Relay
-from hw_server.topics.sockets import SocketSubscriptions
+from hw_server.topics.sockets import SocketSubscriptions, TooManyTopics
 from hw_server.topics.store import TopicStore
 from hw_server.topics.streams import EventStreams, router
 from hw_server.ws.hub import Hub
@@ -55,7 +55,13 @@ def _subscriptions(parts: Parts) -> SocketSubscriptions:
 
 def _streams(parts: Parts) -> EventStreams:
     streams = EventStreams(
-        parts[Settings], parts[Broker], parts[Registry], parts[Authentication], parts[ConnectionLimiter], parts[Metrics]
+        parts[Settings],
+        parts[Broker],
+        parts[Registry],
+        parts[Authentication],
+        parts[RateLimiter],
+        parts[ConnectionLimiter],
+        parts[Metrics],
     )
     parts[Revocations].listeners.append(streams.on_revoked)
     parts[SigningKeys].listeners.append(streams.on_keys_withdrawn)
@@ -75,6 +81,7 @@ feature = Feature(
         SocketSubscriptions: _subscriptions,
         EventStreams: _streams,
     },
+    errors=(TooManyTopics, TopicsFull),
     services=(
         lambda parts: parts[Feed],
         lambda parts: parts[Broker],

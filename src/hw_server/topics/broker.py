@@ -38,6 +38,11 @@ REPAIR_WAIT = 5.0  # seconds that a client waits for one
 Events = Sequence[tuple[int, bytes]]  # (offset, JSON), in order
 
 
+class TopicsFull(Unavailable):
+    code = "topics_full"
+    title = "Topics full"
+
+
 class Stream(Protocol):
     """An event stream."""
 
@@ -147,12 +152,13 @@ class Broker:
     # Subscribing
 
     async def join(self, name: str, topic: Topic[Any]) -> Channel:
-        """The channel of a topic, with its position known, pinned until `release`. Raises `Unavailable`."""
+        """The channel of a topic, with its position known, pinned until `release`. Raises `TopicsFull` past
+        `topics.max_topics`, and `Unavailable`."""
         key = self._keys.topic_channel(name).encode()
         channel = self._channels.get(key)
         if channel is None:
             if len(self._channels) >= self._settings.max_topics:
-                raise Unavailable("this process follows as many topics as it may")
+                raise TopicsFull("this process follows as many topics as it may")
             channel = self._channels[key] = Channel(topic, name, key)
             channel.joining = asyncio.create_task(self._join(channel), name="topic-join")
         channel.pins += 1

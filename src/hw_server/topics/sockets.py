@@ -15,6 +15,11 @@ from hw_server.ws.hub import Hub
 log = structlog.get_logger("topics")
 
 
+class TooManyTopics(Forbidden):
+    code = "too_many_topics"
+    title = "Too many topics"
+
+
 class Reservation:
     """The place of one subscription among those of its socket; a later one of the same topic takes it over. `ends` is whether it
     began in the place of one that was heard until then."""
@@ -36,11 +41,11 @@ class SocketSubscriptions:
         hub.on_removed.append(self._removed)
 
     def reserve(self, connection: WebSocketConnection, topic: str) -> Reservation:
-        """Raises `Forbidden` for a topic too many. A second subscription of one topic begins anew."""
+        """Raises `TooManyTopics` past `topics.max_per_socket`. A second subscription of one topic begins anew."""
         if connection.topics is None:
             connection.topics = {}
         if topic not in connection.topics and len(connection.topics) >= self._settings.max_per_socket:
-            raise Forbidden(f"a socket subscribes to at most {self._settings.max_per_socket} topics")
+            raise TooManyTopics(f"a socket subscribes to at most {self._settings.max_per_socket} topics")
         before: Reservation | None = connection.topics.get(topic)
         ended = self._detach(connection, topic) or (before is not None and before.ends)
         connection.topics[topic] = reservation = Reservation(ends=ended)

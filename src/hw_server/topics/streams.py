@@ -22,7 +22,7 @@ from hw_server.http.dependencies import provided, require
 from hw_server.http.problems import problem_responses
 from hw_server.observability.metrics import Metrics
 from hw_server.operations import SIGNED_IN
-from hw_server.ratelimit import ConnectionLimiter
+from hw_server.ratelimit import ConnectionLimiter, RateLimiter
 from hw_server.ratelimit.connections import RENEWAL
 from hw_server.settings import Settings
 from hw_server.topics.backlog import Backlog
@@ -161,6 +161,7 @@ class EventStreams:
         broker: Broker,
         registry: Registry,
         authentication: Authentication,
+        rate: RateLimiter,
         limiter: ConnectionLimiter,
         metrics: Metrics,
     ) -> None:
@@ -168,6 +169,7 @@ class EventStreams:
         self._broker = broker
         self._registry = registry
         self._authentication = authentication
+        self._rate = rate
         self._limiter = limiter
         self._open = metrics.topic_streams
         self._outcomes = metrics.topic_streams_ended
@@ -188,6 +190,8 @@ class EventStreams:
         self._streams.add(stream)
         self._open.inc()
         try:
+            # Redis keeps a place for each topic that is asked for: each counts as a socket's subscription does.
+            await asyncio.gather(*(self._rate.check("ws", f"user:{caller.sub}") for _ in topics))
             await self._limiter.acquire(caller.sub, stream.id)
             for name in topics:
                 topic = await self._registry.authorize("subscribe", name, caller)
