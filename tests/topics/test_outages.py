@@ -431,16 +431,32 @@ async def test_a_stopped_relay_does_not_publish_after_its_successor(
 
 
 async def test_a_long_transaction_delays_nobody(two: Running, alice: str, environment: dict[str, str]) -> None:
+    """Both rooms are of one partition, and its relay has raised the floor from which it reads."""
     connection = await asyncpg.connect(environment["HW_DATABASE__URL"])
-    async with connection.transaction(), Follower(two, alice, "rooms/7") as follower:
+    assert await connection.fetchval("SELECT topic_partition('rooms/9') = topic_partition('rooms/10')")
+    async with connection.transaction(), Follower(two, alice, "rooms/9") as follower:
         insert = "INSERT INTO topic_outbox (partition, topic, data) VALUES (topic_partition($1), $1, $2)"
-        await connection.execute(insert, "rooms/8", '{"text": "late", "by": ""}')
-        async with Writers([two], alice, 7) as writers:
+        await connection.execute(insert, "rooms/10", '{"text": "late", "by": ""}')
+        async with Writers([two], alice, 9) as writers:
+            await _heartbeats(environment, "rooms/9", 3)
             await writers.more(100)
         await all_arrive([follower], writers.said)
-    async with Follower(two, alice, "rooms/8") as late:
+    async with Follower(two, alice, "rooms/10") as late:
         history = await until(lambda: late.position and late.position["offset"])
         assert history == 1
+    await connection.close()
+
+
+async def _heartbeats(environment: dict[str, str], topic: str, count: int) -> None:
+    """Waits for so many more of the partition's relay."""
+    connection, seen = await asyncpg.connect(environment["HW_DATABASE__URL"]), set()
+
+    async def enough() -> bool:
+        sql = "SELECT heartbeat FROM topic_relays WHERE partition = topic_partition($1)"
+        seen.add(await connection.fetchval(sql, topic))
+        return len(seen) > count
+
+    await until(enough)
     await connection.close()
 
 
