@@ -2,11 +2,12 @@
 
 import uuid
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.conftest import Running
+from tests.conftest import Running, Socket
 
 Token = Callable[[str], str]
 
@@ -46,6 +47,33 @@ async def test_the_same_over_the_socket(server: Running, token: Token) -> None:
         assert (await socket.call("authors.create", name=made["name"]))["error"]["data"]["code"] == "conflict"
         assert (await socket.call("authors.delete", id=made["id"]))["result"] is None
         assert (await socket.call("authors.get", id=made["id"]))["error"]["code"] == -32004
+
+
+async def test_its_life_is_told(alice: httpx.AsyncClient, server: Running, token: Token) -> None:
+    async with server.socket(token("bob")) as socket:
+        assert "result" in await socket.call("topic.subscribe", topic="authors")
+        made = (await alice.post("/api/authors", json={"name": str(uuid.uuid4())})).json()
+        path = f"/api/authors/{made['id']}"
+        changed = (await alice.patch(path, json={"bio": "x"})).json()
+        replaced = (await alice.put(path, json={"name": made["name"], "bio": "y"})).json()
+        assert (await alice.delete(path)).status_code == 204
+        told = [event async for event in events_of(socket, made["id"], 4)]
+    assert told == [
+        {"action": "created", "author": made},
+        {"action": "updated", "author": changed},
+        {"action": "updated", "author": replaced},
+        {"action": "deleted", "author": replaced},
+    ]
+
+
+async def events_of(socket: Socket, author: int, count: int) -> AsyncIterator[Any]:
+    """Data of the next events that tell of one author."""
+    while count:
+        params = (await socket.read())["params"]
+        for event in params.get("events", [params]):
+            if event["data"]["author"]["id"] == author:
+                count -= 1
+                yield event["data"]
 
 
 @pytest.mark.parametrize("sort", ["id", "-id", "name", "-name"])

@@ -63,9 +63,18 @@ async def test_an_ended_session_ends_everywhere(pair: tuple[Running, Running], p
             else:
                 form = {"logout_token": provider.logout_token(sid=sid)}
                 assert (await client.post("/api/auth/backchannel-logout", data=form)).status_code == 200
-        assert [await socket.closed() for socket in sockets] == [(4403, "session_revoked")] * 2
-        assert [await rest(lines) for lines in streams] == [[""], [""]]
+        async with asyncio.timeout(1):
+            assert [await socket.closed() for socket in sockets] == [(4403, "session_revoked")] * 2
+            assert [await rest(lines) for lines in streams] == [[""], [""]]
         assert (await spared.call("ping"))["result"] == "pong"
+
+
+async def test_an_idle_stream_has_heartbeats_and_ends_with_its_token(start: Start, provider: Provider) -> None:
+    with start(**provider.settings(), HW_OIDC__LEEWAY="0") as running:
+        expires_at = int(time.time()) + 18
+        async with stream(running, provider.token(exp=expires_at), "rooms/1") as lines:
+            assert {*await rest(lines)} == {"", ": heartbeat"}
+        assert 0 <= time.time() - expires_at < 1
 
 
 async def test_a_stream_that_is_opened_meanwhile_is_refused(pair: tuple[Running, Running], provider: Provider) -> None:

@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -22,7 +24,7 @@ import redis.asyncio as aioredis
 
 from hw_server.embedded import Stack
 from hw_server.topics.outbox import LOCK_SPACE
-from tests.conftest import Running, until
+from tests.conftest import Running, free_port, until
 from tests.proxy import Proxy
 from tests.topics.conftest import Start, kill_valkey
 from tests.topics.follower import Follower, subscribed
@@ -46,6 +48,9 @@ class Writers:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -121,6 +126,70 @@ async def test_a_killed_valkey_loses_nothing_without_a_word(
     assert all(follower.resets for follower in followers)
 
 
+async def test_what_a_client_publishes_without_redis_is_kept(one: Running, alice: str, fragile: Stack) -> None:
+    query, text = {"topic": "rooms/29"}, uuid.uuid4().hex
+    async with one.client(alice) as client:
+        await kill_valkey(fragile)
+        published = await client.post("/api/topics/publish", params=query, json={"data": {"text": text}})
+        await asyncio.to_thread(fragile.start_one, "valkey")
+        assert published.status_code == 200
+
+        async def arrived() -> bool:
+            history = (await client.get("/api/topics/history", params=query)).json()
+            return [event["data"]["text"] for event in history.get("events", [])] == [text]
+
+        await until(arrived)
+
+
+@contextlib.contextmanager
+def replica(fragile: Stack, folder: Path) -> Iterator[int]:
+    """Of the stack's Valkey; its port."""
+    command = [*fragile.processes["valkey"].spec.command, "--dir", str(folder), "--port", str(port := free_port())]
+    process = subprocess.Popen(
+        [*command, "--replicaof", "127.0.0.1", str(fragile.ports.redis)], stdout=subprocess.DEVNULL
+    )
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def test_a_replica_that_is_promoted_without_the_last_events(
+    start: Start, alice: str, fragile: Stack, environment: dict[str, str], tmp_path: Path
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        port = stack.enter_context(replica(fragile, tmp_path))
+        redis = await stack.enter_async_context(aioredis.from_url(f"redis://127.0.0.1:{port}"))
+        async with aioredis.from_url(environment["HW_REDIS__URL"]) as primary:
+            await primary.config_set("repl-diskless-sync-delay", 0)
+        await until(lambda: _follows(redis))
+        proxy = stack.enter_context(Proxy.running(fragile.ports.redis))
+        address = f"redis://127.0.0.1:{proxy.port}"
+        pair = [stack.enter_context(start(HW_REDIS__URL=address)) for _ in range(2)]
+        await make_holder(pair[0].process.pid, environment, "rooms/26")
+        async with busy(*pair, alice, 26) as (writers, followers):
+            await redis.replicaof("NO", "ONE")
+            await writers.more(50)
+            fail_over(proxy, port)
+            await until(lambda: all(follower.resets for follower in followers))
+    assert [len({epoch for epoch, _, _ in follower.events}) for follower in followers] == [2, 2]
+
+
+def fail_over(proxy: Proxy, port: int) -> None:
+    """Present connections break, new ones reach another server."""
+    proxy._target = port
+    for open_ in list(proxy._sockets):
+        with contextlib.suppress(OSError):
+            open_.shutdown(socket.SHUT_RDWR)
+
+
+async def _follows(redis: Any) -> bool:
+    with contextlib.suppress(aioredis.ConnectionError):
+        return bool((await redis.info("replication"))["master_link_status"] == "up")
+    return False
+
+
 async def test_ephemeral_events_are_refused_without_redis(one: Running, alice: str, fragile: Stack) -> None:
     async with one.client(alice) as client:
         await kill_valkey(fragile)
@@ -170,9 +239,9 @@ async def test_a_blackholed_feed_is_noticed_and_repaired(
     with behind_a_proxy(start, fragile) as (behind, proxy):
         async with busy(one, behind, alice, 12) as (writers, followers):
             proxy.swallow()
+            await until(lambda: [line for line in behind.log() if line["event"] == "topic_feed_broken"], 3)
             await writers.more(100)
             await until(lambda: set(writers.said[:100]) <= set(followers[1].texts))
-        assert [line for line in behind.log() if line["event"] == "topic_feed_broken"]
     assert [follower.resets for follower in followers] == [0, 0]
 
 
@@ -322,6 +391,26 @@ async def test_a_subscription_whose_renewal_fails_is_told_to_end(one: Running, a
     assert refused["error"]["code"] == -32053
 
 
+async def test_a_killed_process_is_followed_again_while_writers_write(
+    one: Running, two: Running, alice: str, start: Start
+) -> None:
+    topic = "rooms/27"
+    async with contextlib.AsyncExitStack() as stack, Follower(two, alice, topic) as there:
+        with start() as third:
+            here = await stack.enter_async_context(Follower(third, alice, topic))
+            writers = await stack.enter_async_context(Writers([one, two], alice, 27))
+            await writers.more(100)
+            third.process.kill()
+            await asyncio.to_thread(third.process.wait)
+            await writers.more(100)
+        heard = len(here.events)
+        with start(HW_HTTP__PORT=third.environment["HW_HTTP__PORT"]):
+            await until(lambda: len(here.events) > heard + 50, 30)
+            await writers.stop()
+            await all_arrive([here, there], writers.said)
+    assert (here.resets, there.resets) == (0, 0)
+
+
 async def test_what_was_published_and_not_deleted_is_not_published_again(
     two: Running, alice: str, environment: dict[str, str], fragile: Stack, start: Start
 ) -> None:
@@ -336,7 +425,7 @@ async def test_what_was_published_and_not_deleted_is_not_published_again(
                 assert await asyncio.to_thread(proxy.held.wait, 20)
                 third.process.kill()
                 await client.post("/api/rooms/14/words", json={"text": "then"})
-                await until(lambda: follower.texts[-1:] == ["then"], 30)
+                await until(lambda: follower.texts[-1:] == ["then"], 15)
                 await until(lambda: _is_zero(fragile), 30)
     assert ([offset for _, offset, _ in follower.events], follower.texts) == ([1, 2], ["once", "then"])
 
@@ -451,23 +540,38 @@ async def test_a_stopped_relay_does_not_publish_after_its_successor(
         async with busy(one, two, alice, 6) as (writers, followers):
             third.process.send_signal(signal.SIGSTOP)
             said = await until(lambda: writers.said[-1:])
-            await until(lambda: said[0] in followers[0].texts, 30)  # by the successor
+            await until(lambda: said[0] in followers[0].texts, 15)  # by the successor
             third.process.send_signal(signal.SIGCONT)
             await writers.more(100)
     assert [follower.resets for follower in followers] == [0, 0]
 
 
 async def test_a_long_transaction_delays_nobody(two: Running, alice: str, environment: dict[str, str]) -> None:
+    """Both rooms are of one partition, and its relay has raised the floor from which it reads."""
     connection = await asyncpg.connect(environment["HW_DATABASE__URL"])
-    async with connection.transaction(), Follower(two, alice, "rooms/7") as follower:
-        insert = "INSERT INTO topic_outbox (partition, topic, data) VALUES (topic_partition($1), $1, $2)"
-        await connection.execute(insert, "rooms/8", '{"text": "late", "by": ""}')
-        async with Writers([two], alice, 7) as writers:
-            await writers.more(100)
-        await all_arrive([follower], writers.said)
-    async with Follower(two, alice, "rooms/8") as late:
-        history = await until(lambda: late.position and late.position["offset"])
-        assert history == 1
+    assert await connection.fetchval("SELECT topic_partition('rooms/9') = topic_partition('rooms/10')")
+    async with Follower(two, alice, "rooms/9") as follower, Follower(two, alice, "rooms/10") as late:
+        async with connection.transaction():
+            insert = "INSERT INTO topic_outbox (partition, topic, data) VALUES (topic_partition($1), $1, $2)"
+            await connection.execute(insert, "rooms/10", '{"text": "late", "by": ""}')
+            async with Writers([two], alice, 9) as writers:
+                await _heartbeats(environment, "rooms/9", 3)
+                await writers.more(100)
+            await all_arrive([follower], writers.said)
+        await until(lambda: late.texts == ["late"])
+    await connection.close()
+
+
+async def _heartbeats(environment: dict[str, str], topic: str, count: int) -> None:
+    """Waits for so many more of the partition's relay."""
+    connection, seen = await asyncpg.connect(environment["HW_DATABASE__URL"]), set()
+
+    async def enough() -> bool:
+        sql = "SELECT heartbeat FROM topic_relays WHERE partition = topic_partition($1)"
+        seen.add(await connection.fetchval(sql, topic))
+        return len(seen) > count
+
+    await until(enough)
     await connection.close()
 
 
@@ -490,6 +594,27 @@ async def test_a_refused_event_is_a_dead_letter_and_the_others_go_on(
         assert hw(environment, "retry", str(letter["id"])) == "it is in the outbox again\n"
         await until(lambda: follower.texts == ["poison"])
     assert dead_letters(environment) == []
+
+
+async def test_a_refused_event_blocks_its_topic_until_its_tries_are_over(
+    start: Start, alice: str, environment: dict[str, str], fragile: Stack
+) -> None:
+    owner, history = await asyncpg.connect(fragile.owner()["HW_DATABASE__OWNER_URL"]), "hw:topic:history:rooms%2F28"
+    async with aioredis.from_url(environment["HW_REDIS__URL"]) as redis:
+        with start(HW_TOPICS__TRIES="3") as running:
+            await make_holder(running.process.pid, environment, "rooms/28")
+            async with running.client(alice) as client, Follower(running, alice, "rooms/28") as follower:
+                await redis.set(history, "no stream")
+                for text in ("poison", "next", "last"):
+                    await client.post("/api/rooms/28/words", json={"text": text})
+                buried = "DELETE FROM topic_dead_letters WHERE topic = 'rooms/28' RETURNING data::json ->> 'text'"
+                assert await until(lambda: owner.fetchval(buried)) == "poison"
+                await redis.delete(history)
+                await until(lambda: len(follower.texts) == 2)
+            tries = [line["tries"] for line in running.log() if line["event"] == "topic_event_refused"]
+    assert (follower.texts, follower.resets, tries[:3]) == (["next", "last"], 0, [1, 2, 3])
+    follower.check_order()
+    await owner.close()
 
 
 async def test_a_dead_letter_is_discarded_once(two: Running, alice: str, environment: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from tests.raw import RawClient, head
 from tests.topics.conftest import Start
 from tests.topics.follower import Follower, subscribed
 from tests.topics.speaker import room, say
+from tests.topics.test_live import call
 
 
 async def at_offset(client: httpx.AsyncClient, topic: str, offset: int) -> Any:
@@ -121,6 +122,37 @@ async def test_one_that_was_long_away_denies_recovery_to_nobody(
                 )
                 assert [result["recovered"] for result in results] == [False, True]
                 assert len(results[1]["events"]) == 100
+
+
+async def test_those_who_come_back_together_share_one_read(
+    start: Start, fragile: Stack, tokens: dict[str, str], alice: httpx.AsyncClient
+) -> None:
+    topic = f"rooms/{(number := room())}"
+    await say(alice, number, "missed", times=20)
+    history = await at_offset(alice, topic, 20)
+    first = history["offset"] - 20
+    with Proxy.running(fragile.ports.redis) as proxy:
+        settings = {"HW_REDIS__URL": f"redis://127.0.0.1:{proxy.port}", "HW_REDIS__TIMEOUT": "10"}
+        with start(**settings) as running:
+            async with contextlib.AsyncExitStack() as stack:
+                follower, *people = [await stack.enter_async_context(running.socket(tokens["bob"])) for _ in range(21)]
+                await subscribed(follower, topic=topic)  # what its process has begins here
+                before, proxy.hold_at = await _reads(fragile), f"topic:history:{quote(topic, safe='')}".encode()
+                for missed, person in enumerate(people):
+                    since = {"epoch": history["epoch"], "offset": first + missed}
+                    await person.raw.send(call("topic.subscribe", topic=topic, recover=since))
+                    assert await asyncio.to_thread(proxy.held.wait, 20)
+                    await person.call("ping")  # it has asked, too
+                proxy.release.set()
+                results = [(await person.read())["result"] for person in people]
+                assert await _reads(fragile) == before + 1
+    assert [len(result["events"]) for result in results] == list(range(20, 0, -1))
+
+
+async def _reads(fragile: Stack) -> int:
+    """Of histories, since Valkey was started."""
+    async with aioredis.from_url(fragile.environment()["HW_REDIS__URL"]) as redis:
+        return int((await redis.info("commandstats"))["cmdstat_xrange"]["calls"])
 
 
 async def test_a_stream_that_recovers_slowly_ends_with_its_token(

@@ -2,15 +2,20 @@
 
 import asyncio
 import json
+import re
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import asyncpg
 import httpx
 import pytest
 import redis.asyncio as aioredis
 
+from hw_server.embedded import Stack
 from tests.conftest import Running, Socket, until
 from tests.topics.conftest import Start
 from tests.topics.speaker import room, say
@@ -264,6 +269,18 @@ async def test_a_history_that_expired_is_filled_anew(
             await until(lambda: _is_empty(kept))
 
 
+async def test_a_history_is_bounded_in_bytes(one: Running, alice: httpx.AsyncClient) -> None:
+    """Both events are published at once; one of them is as much as is kept, for a second."""
+    number = room()
+
+    async def kept() -> list[str]:
+        await say(alice, number, "a" * 250, family="brief", times=2)
+        history = await alice.get("/api/topics/history", params={"topic": f"brief/{number}"})
+        return [event["data"]["text"][-2:] for event in history.json()["events"]]
+
+    assert await until(kept) == [" 1"]
+
+
 async def _is_empty(kept: Any) -> bool:
     return await kept() == 0
 
@@ -301,6 +318,55 @@ async def _lives(redis: Any, key: str) -> bool:
     return bool(await redis.ttl(key) > 60)
 
 
+async def test_events_and_the_audit_row_are_the_last_statement_of_a_change(
+    start: Start, fragile: Stack, tokens: dict[str, str]
+) -> None:
+    async with statements_of(fragile) as log:
+        with start() as running:
+            async with running.client(tokens["alice"]) as client:
+                note = (await client.post("/api/notes", json={"title": uuid.uuid4().hex, "text": "0"})).json()["id"]
+                assert (await client.post("/api/rooms/1/counts", params={"note": note})).status_code == 201
+    statements = re.findall(r"\[(\d+)\] LOG:  (?:statement|execute \w+): ((?:.|\n\t)*)", log.read_text())
+    [session] = [session for session, sql in statements if sql.startswith("UPDATE notes")]
+    own = [sql for number, sql in statements if number == session]
+    first = next(index for index, sql in enumerate(own) if sql.startswith("UPDATE notes"))
+    _, last, commit = own[first : first + 3]
+    assert ("INSERT INTO user_actions" in last, "INSERT INTO topic_outbox" in last) == (True, True), last
+    assert commit.startswith("COMMIT")
+
+
+@asynccontextmanager
+async def statements_of(fragile: Stack) -> AsyncIterator[Path]:
+    """PostgreSQL's log, which has the statements of every session that begins meanwhile."""
+    database = await asyncpg.connect(f"postgresql://postgres:postgres@127.0.0.1:{fragile.ports.postgres}/hw_db")
+    await database.execute("ALTER ROLE hw SET log_statement = 'all'")
+    try:
+        yield fragile.processes["postgresql"].log
+    finally:
+        await database.execute("ALTER ROLE hw RESET log_statement")
+        await database.close()
+
+
+async def test_topics_of_all_sockets_have_a_limit(start: Start, tokens: dict[str, str]) -> None:
+    with start(HW_TOPICS__MAX_TOPICS="2") as running:
+        async with running.socket(tokens["dave"]) as socket:
+            answers = [await socket.call("topic.subscribe", topic=f"rooms/{number}") for number in (1, 2, 3)]
+    assert ["result" in answer for answer in answers] == [True, True, False]
+    assert (answers[2]["error"]["code"], answers[2]["error"]["data"]["code"]) == (-32053, "topics_full")
+
+
+async def test_each_topic_of_a_stream_counts(start: Start, tokens: dict[str, str]) -> None:
+    own = {"HW_RATELIMIT__WS_PER_MINUTE": "5", "HW_REDIS__KEY_PREFIX": f"{uuid.uuid4().hex}:"}
+    with start(**own) as running:
+        async with running.client(tokens["dave"]) as client:
+            statuses = []
+            for _ in range(2):
+                query = [("topic", f"rooms/{number}") for number in (1, 2, 3)]
+                async with client.stream("GET", "/api/topics/events", params=query) as response:
+                    statuses.append(response.status_code)
+    assert statuses == [200, 429]
+
+
 async def test_bounds_have_names(start: Start, tokens: dict[str, str]) -> None:
     limits = {
         "HW_TOPICS__MAX_PER_SOCKET": "2", "HW_TOPICS__MAX_EVENT_BYTES": "300", "HW_TOPICS__MAX_EVENTS": "3",
@@ -309,8 +375,27 @@ async def test_bounds_have_names(start: Start, tokens: dict[str, str]) -> None:
     with start(**limits) as running:
         async with running.socket(tokens["dave"]) as socket, running.client(tokens["alice"]) as client:
             answers = [await socket.call("topic.subscribe", topic=f"rooms/{number}") for number in (1, 2, 3)]
-            assert [answer.get("error", {}).get("code") for answer in answers] == [None, None, -32003]
+            assert answers[2]["error"]["data"]["code"] == "too_many_topics"
+            assert ["result" in answer for answer in answers] == [True, True, False]
             await say(client, 1, "x" * 400, status=413)
             await say(client, 1, "x", status=413, times=4)
             sent = [await socket.call("topic.publish", topic="rooms/1", data={"text": "x"}) for _ in range(3)]
             assert [answer.get("error", {}).get("code") for answer in sent] == [None, None, -32029]
+
+
+async def test_event_streams_have_the_bounds_of_sockets(start: Start, tokens: dict[str, str]) -> None:
+    long = [("topic", f"latest/{10**240 + number}") for number in range(40)]
+    many = [("topic", f"latest/{number}") for number in (1, 2, 3)]
+    with start(HW_TOPICS__MAX_PER_SOCKET="2", HW_WS__MAX_CONNECTIONS="1") as running:
+        async with running.client(tokens["bob"]) as client:
+            assert await _refusal(client, long) == (422, "the names are too long together")
+            assert await _refusal(client, many) == (422, "at most 2 topics")
+            async with stream(running, tokens["alice"], "latest/1", "latest/2"):
+                detail = "this process serves as many event streams as it may"
+                assert await _refusal(client, many[:1]) == (503, detail)
+
+
+async def _refusal(client: httpx.AsyncClient, query: list[tuple[str, str]]) -> tuple[int, str]:
+    response = await client.get("/api/topics/events", params=query)
+    problem = response.json()
+    return response.status_code, problem["errors"][0]["message"] if "errors" in problem else problem["detail"]
