@@ -399,3 +399,14 @@ async def _refusal(client: httpx.AsyncClient, query: list[tuple[str, str]]) -> t
     response = await client.get("/api/topics/events", params=query)
     problem = response.json()
     return response.status_code, problem["errors"][0]["message"] if "errors" in problem else problem["detail"]
+
+
+async def test_a_number_without_end_is_refused_over_both(one: Running, tokens: dict[str, str]) -> None:
+    body = '{"data": {"text": 1e999}}'
+    request = '{"jsonrpc": "2.0", "id": 1, "method": "topic.publish", "params": {"topic": "rooms/1", ' + body[1:] + "}"
+    async with one.socket(tokens["dave"]) as socket, one.client(tokens["dave"]) as client:
+        await socket.raw.send(request)
+        refused = (await socket.read())["error"]
+        response = await client.post("/api/topics/publish?topic=rooms/1", content=body)
+    assert (refused["code"], refused["data"]["code"]) == (-32602, "validation_error")
+    assert (response.status_code, response.json()["code"]) == (422, "validation_error")

@@ -85,6 +85,8 @@ class Binder:
 
     def from_rpc(self, params: dict[str, Any]) -> dict[str, Any]:
         """The same for the parameters of an RPC call: path, query and body fields together."""
+        if endless := [name for name, value in params.items() if not _is_finite(value)]:
+            raise InvalidInput([NOT_FINITE | {"field": name[:200]} for name in endless[:MAX_PROBLEMS]])
         raw: dict[str, Any] = {field: {} for field in (QUERY, BODY) if field in self._fields}
         for name, value in params.items():
             field = self._owners.get(name, name)
