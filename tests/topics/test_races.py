@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
+import asyncpg
 import httpx
 import redis.asyncio as aioredis
 
@@ -221,3 +222,57 @@ async def test_a_second_subscription_in_a_batch_doubles_nothing(one: Running, to
             offsets += [event["offset"] for event in params.get("events", [params])]
     after = answers[6]["result"]["offset"]
     assert offsets == list(range(after + 1, 16))
+
+
+async def test_dead_rows_of_the_outbox_are_read_once(
+    one: Running, tokens: dict[str, str], alice: httpx.AsyncClient, environment: dict[str, str]
+) -> None:
+    """A long transaction keeps them from being vacuumed; each read would step over all of them."""
+    insert = """INSERT INTO topic_outbox (partition, topic, data)
+        SELECT topic_partition($1), $1, '{"text": "many", "by": ""}' FROM generate_series(1, 3000)"""
+    number = room()
+    async with Follower(one, tokens["bob"], f"rooms/{number}") as follower:
+        long, database = [await asyncpg.connect(environment["HW_DATABASE__URL"]) for _ in range(2)]
+        async with long.transaction(isolation="repeatable_read"):
+            await long.fetchval("SELECT count(*) FROM topic_outbox")
+            await database.execute(insert, follower.topic)
+            await until(lambda: len(follower.texts) == 3000)
+            await asyncio.sleep(3)  # two heartbeats of the relay, which raise its floor
+            before = await entries_read(database)
+            for index in range(20):
+                await say(alice, number, text := str(index))
+                await until(lambda: follower.texts[-1] == text)
+            await asyncio.sleep(1.5)  # statistics come once a second
+            assert 0 < await entries_read(database) - before < 3000
+        for connection in (long, database):
+            await connection.close()
+
+
+async def entries_read(database: asyncpg.Connection) -> int:
+    """Of the outbox's indexes, so far."""
+    sql = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'topic_outbox'"
+    return int(await database.fetchval(sql))
+
+
+async def test_a_flood_of_publishes_ends_at_its_limit_and_loses_nothing(start: Start, provider: Provider) -> None:
+    number = room()
+    topic, flood = f"rooms/{number}", provider.token(sub=uuid.uuid4().hex)
+    with start(**provider.settings(), HW_RATELIMIT__PUBLISHES_PER_MINUTE="100") as running:
+        async with (
+            Follower(running, provider.token(), topic) as follower,
+            running.socket(flood) as flooding,
+            running.client(provider.token()) as client,
+        ):
+            for first in range(0, 400, 50):
+                await flooding.raw.send(json.dumps([said(topic, str(first + index)) for index in range(50)]))
+            await say(client, number, "another's")
+            answers = [answer for _ in range(8) for answer in await flooding.read()]
+            taken = [answer["id"] for answer in answers if "result" in answer]
+            await until(lambda: len(follower.texts) == 101)
+    assert len(taken) == 100
+    assert sorted(follower.texts) == sorted([*taken, "another's"])
+
+
+def said(topic: str, text: str) -> dict[str, Any]:
+    params = {"topic": topic, "data": {"text": text}}
+    return {"jsonrpc": "2.0", "id": text, "method": "topic.publish", "params": params}
