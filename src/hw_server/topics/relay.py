@@ -2,6 +2,7 @@
 published, then deleted; no transaction is open meanwhile. Rows that commit late are seen late, never lost."""
 
 import asyncio
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ class Relay:
         self._held: dict[int, Partition] = {}
         self._partitions = 0
         self._incarnation = ""
+        self._reached_since = math.inf  # time.monotonic() since which every look has found Redis
         self._published = metrics.topic_published
         self._dead = metrics.topic_dead_letters
         self._holding = metrics.topic_partitions
@@ -158,7 +160,9 @@ class Relay:
             [number for number, partition in self._held.items() if not partition.waiting],
         )
         if len(self._held) < self._partitions and await self._reaches_redis():
-            await connection.fetch(END_SILENT, LOCK_SPACE, DEAD_AFTER)
+            # Once Redis is back for all, the holders go on by themselves.
+            if time.monotonic() - self._reached_since > DEAD_AFTER:
+                await connection.fetch(END_SILENT, LOCK_SPACE, DEAD_AFTER)
             for number in range(self._partitions):
                 # One in each beat, so that processes that start together share the partitions.
                 if number not in self._held and await self._acquire(connection, number):
@@ -174,7 +178,9 @@ class Relay:
         try:
             await self._store.read("")
         except Unavailable:
+            self._reached_since = math.inf
             return False
+        self._reached_since = min(self._reached_since, time.monotonic())
         return True
 
     async def _acquire(self, connection: Any, number: int) -> bool:
