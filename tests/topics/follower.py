@@ -94,7 +94,8 @@ class Follower:
     def check_order(self) -> None:
         """Once per offset, in order, and without a gap that no reset told of."""
         seen = [(epoch, offset) for epoch, offset, _ in self.events]
-        assert (self.gaps, len(seen)) == ([], len(set(seen)))
+        assert not self.gaps, self.gaps
+        assert len(seen) == len(set(seen))
 
 
 async def subscribed(socket: Socket, **params: Any) -> Any:
