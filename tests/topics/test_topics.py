@@ -396,8 +396,9 @@ async def test_event_streams_have_the_bounds_of_sockets(start: Start, tokens: di
 
 
 async def _refusal(client: httpx.AsyncClient, query: list[tuple[str, str]]) -> tuple[int, str]:
-    response = await client.get("/api/topics/events", params=query)
-    problem = response.json()
+    async with client.stream("GET", "/api/topics/events", params=query) as response:
+        assert response.status_code != 200
+        problem = json.loads(await response.aread())
     return response.status_code, problem["errors"][0]["message"] if "errors" in problem else problem["detail"]
 
 
