@@ -327,7 +327,7 @@ async def test_events_and_the_audit_row_are_the_last_statement_of_a_change(
                 note = (await client.post("/api/notes", json={"title": uuid.uuid4().hex, "text": "0"})).json()["id"]
                 assert (await client.post("/api/rooms/1/counts", params={"note": note})).status_code == 201
     statements = re.findall(r"\[(\d+)\] LOG:  (?:statement|execute \w+): ((?:.|\n\t)*)", log.read_text())
-    [session] = [session for session, sql in statements if sql.startswith("UPDATE notes")]
+    *_, session = (session for session, sql in statements if sql.startswith("UPDATE notes"))
     own = [sql for number, sql in statements if number == session]
     first = next(index for index, sql in enumerate(own) if sql.startswith("UPDATE notes"))
     _, last, commit = own[first : first + 3]
