@@ -147,7 +147,9 @@ class EventStream:
             try:
                 await asyncio.wait_for(self._filled.wait(), min(HEARTBEAT, expires_in))
             except TimeoutError:
-                yield b": heartbeat\n\n"
+                # Close to its end a timer may be early, again and again.
+                if expires_in > HEARTBEAT:
+                    yield b": heartbeat\n\n"
 
 
 class EventStreams:
