@@ -55,11 +55,15 @@ async def test_a_socket_that_ended(running: Running, token: Token, end: str) -> 
     assert await left_by(running, use) < MOST
 
 
-@pytest.mark.parametrize("user", ["alice", None])
-async def test_a_refused_handshake(running: Running, user: str | None) -> None:
-    fields = (
-        {**UPGRADE, "Sec-WebSocket-Version": "1"} if user is None else {**UPGRADE, "Authorization": f"Bearer {user}"}
-    )
+WRONG = {
+    "token": {"Authorization": "Bearer alice"}, "version": {"Sec-WebSocket-Version": "1"},
+    "key": {"Sec-WebSocket-Key": "no base64"}, "no key": {"Sec-WebSocket-Key": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_a_refused_handshake(running: Running, wrong: str) -> None:
+    fields = {name: value for name, value in {**UPGRADE, **WRONG[wrong]}.items() if value}
 
     async def use() -> None:
         with RawClient(running.url) as client:

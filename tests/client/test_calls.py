@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,24 @@ async def test_a_revoked_session_is_not_reconnected(serve: Serve, provider: Prov
                 await anext(events)
 
 
+async def test_a_client_comes_back_with_its_newer_token(serve: Serve, provider: Provider) -> None:
+    """Another socket of its session has said that a role was taken away."""
+    sid = uuid.uuid4().hex
+    older = provider.token(sid=sid)
+    tokens = iter([older])
+    newer = provider.token(sid=sid, realm_access={"roles": ["notes:read"]})
+    with serve(**provider.settings(), **ROOMS) as running:
+        client = Client(running.url, token=lambda: next(tokens, newer), backoff=QUICK, trust_env=False)
+        async with client, running.socket(older) as socket:
+            assert "notes:write" in (await client.call("me.get"))["roles"]
+            assert "result" in await socket.call("session.refresh", token=newer)
+
+            async def has_fewer() -> bool:
+                return (await client.call("me.get"))["roles"] == ["notes:read"]
+
+            await until(has_fewer)
+
+
 async def test_a_call_waits_for_a_broken_connection(serve: Serve, token: Token) -> None:
     settings = {**ROOMS, "HW_HTTP__PORT": str(free_port())}
     client = Client(f"http://127.0.0.1:{settings['HW_HTTP__PORT']}", token("bob"), backoff=QUICK, trust_env=False)
@@ -171,6 +190,7 @@ async def test_a_reader_of_notifications_that_is_too_slow_is_told(rooms: Running
 def test_ranges_of_codes_say_whether_to_connect_again() -> None:
     codes = [None, 1000, 1001, 1002, 1009, 1011, 1012, 1013, 4400, 4403, 4499, 4500, 4508, 4599]
     assert [code for code in codes if not reconnectable(code)] == [1000, 1002, 1009, 4400, 4403, 4499]
+    assert [reconnectable(4402), reconnectable(4402, renewable=True)] == [False, True]
 
 
 def test_delays_grow_and_are_bounded() -> None:

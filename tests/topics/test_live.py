@@ -141,6 +141,28 @@ async def test_a_role_taken_away_ends_what_older_tokens_of_its_session_opened(
                 assert (await client.get("/api/notes")).status_code == status
 
 
+async def test_a_role_taken_away_stays_so_beside_other_clients_and_older_tokens(
+    pair: tuple[Running, Running], provider: Provider
+) -> None:
+    here, there = pair
+    sid, now = uuid.uuid4().hex, int(time.time())
+    none = {"roles": []}
+
+    async def refresh(older: str, newer: str) -> None:
+        async with here.socket(older) as socket:
+            assert "result" in await socket.call("session.refresh", token=newer)
+
+    of_the_first = provider.token(sid=sid, iat=now - 5)
+    await refresh(of_the_first, provider.token(sid=sid, iat=now, realm_access=none))
+    await refresh(
+        provider.token(sid=sid, azp="another", iat=now - 9), provider.token(sid=sid, azp="another", realm_access=none)
+    )
+    fewer = provider.token(sid=sid, iat=now - 8, realm_access={"roles": ["notes:read"]})
+    async with here.client(of_the_first) as one, there.client(of_the_first) as two, there.client(fewer) as three:
+        statuses = [(await client.get("/api/notes")).status_code for client in (one, two, three)]
+    assert statuses == [401, 401, 401]
+
+
 async def test_a_rule_that_does_not_answer_leaves_no_subscription(start: Start, provider: Provider) -> None:
     topics = ("short/1", "silent/1", "silent/2")
     with start(**provider.settings(), HW_HTTP__REQUEST_TIMEOUT="1") as running:

@@ -378,17 +378,16 @@ async def test_a_holder_that_cannot_reach_redis_gives_way(
             await until(lambda: follower.texts == ["after"], 15)
 
 
-async def test_a_subscription_whose_renewal_fails_is_told_to_end(one: Running, alice: str, fragile: Stack) -> None:
+async def test_a_subscription_whose_renewal_fails_has_ended(one: Running, alice: str, fragile: Stack) -> None:
     async with one.socket(alice) as socket:
         position = await until(lambda: subscribed(socket, topic="rooms/210"))
         await kill_valkey(fragile)
         ahead = {"epoch": position["epoch"], "offset": position["offset"] + 5}  # for which Redis is asked
-        params = {"topic": "rooms/210", "recover": ahead}
-        await socket.raw.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "topic.subscribe", "params": params}))
-        told, refused = await socket.read(), await socket.read()
+        refused = await socket.call("topic.subscribe", topic="rooms/210", recover=ahead)
         await asyncio.to_thread(fragile.start_one, "valkey")
-    assert (told["method"], told["params"]) == ("topic.unsubscribed", {"topic": "rooms/210", "reason": "unavailable"})
-    assert refused["error"]["code"] == -32053
+        assert refused["error"]["code"] == -32053
+        assert (await socket.call("topic.unsubscribe", topic="rooms/210"))["error"]["code"] == -32004
+        assert await until(lambda: subscribed(socket, topic="rooms/210"))
 
 
 async def test_a_killed_process_is_followed_again_while_writers_write(

@@ -37,9 +37,10 @@ class Authentication:
         return principal
 
     async def replace(self, older: Principal, newer: Principal) -> None:
-        """A caller has a newer token. Where it brings fewer roles, what else was opened with the session's older ones ends, too;
-        raises `Unavailable` where that cannot be told."""
-        if newer.session_id == older.session_id and not older.roles <= newer.roles:
+        """A caller has another token. Where it is newer and brings fewer roles, what else was opened with older ones of its session
+        ends, too; raises `Unavailable` where that cannot be told."""
+        same = newer.session_id == older.session_id and newer.client_id == older.client_id
+        if same and newer.issued_at >= older.issued_at and not older.roles <= newer.roles:
             await self._revocations.revoke_roles(newer)
 
     async def recheck(self, principal: Principal) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import structlog
 from pydantic import BaseModel
@@ -57,6 +58,9 @@ class Narrowed(BaseModel):
         older = principal.client_id == self.client_id and principal.issued_at <= self.issued_at
         return older and not principal.roles <= self.roles
 
+    def is_newer(self, other: "Narrowed | None") -> bool:
+        return other is not None and self.issued_at > other.issued_at
+
 
 @dataclass(frozen=True, slots=True)
 class Revocation:
@@ -80,7 +84,7 @@ class Revocation:
     def entry(self) -> str:
         """Its member in the sorted set, whose score is `until`."""
         if self.narrowed is not None:
-            return f"{ROLES}{self.session_id}"
+            return _roles_of(self.narrowed.client_id, str(self.session_id))
         return f"session:{self.session_id}" if self.session_id is not None else f"user:{self.sub}"
 
     @classmethod
@@ -96,7 +100,7 @@ class Revocation:
             return cls(until, sub=sub, sign_out=SignOut(at=at, not_before=at))
         if entry.startswith(ROLES):
             narrowed = Narrowed.model_validate_json(details or b"")
-            return cls(until, session_id=entry.removeprefix(ROLES), narrowed=narrowed)
+            return cls(until, session_id=entry.removeprefix(ROLES).partition(":")[2], narrowed=narrowed)
         # Version 0.1 wrote `sub:<sub>` and bare session ids; its revocations outlive an upgrade.
         return cls(until, session_id=entry.removeprefix("session:"))
 
@@ -163,7 +167,13 @@ class Revocations:
         narrowed = Narrowed(client_id=newer.client_id, issued_at=newer.issued_at, roles=newer.roles)
         until = time.time() + self._settings.session_max_age
         revocation = Revocation(until, session_id=newer.session_id, narrowed=narrowed)
-        await self._redis.run("revocation", lambda client: self._publish(client, revocation))
+
+        async def write(client: Any) -> None:
+            known = await client.get(self._keys.narrowed(revocation.entry))
+            if known is None or not Narrowed.model_validate_json(known).is_newer(narrowed):
+                await self._publish(client, revocation)
+
+        await self._redis.run("revocation", write)
         self._add(revocation)
 
     async def revoke_user(self, sub: str) -> frozenset[str]:
@@ -252,12 +262,15 @@ class Revocations:
     def _details(self, entry: str) -> str | None:
         """The key of what an entry covers, None for the end of one session."""
         if entry.startswith(ROLES):
-            return self._keys.narrowed(entry.removeprefix(ROLES))
+            return self._keys.narrowed(entry)
         sub = _sub_of(entry)
         return self._keys.signed_out(sub) if sub is not None else None
 
     def _add(self, revocation: Revocation) -> None:
-        if self._entries.get(revocation.entry) == revocation:
+        known = self._entries.get(revocation.entry)
+        if known == revocation or (
+            known is not None and known.narrowed and known.narrowed.is_newer(revocation.narrowed)
+        ):
             return
         self._entries[revocation.entry] = revocation
         for listener in self.listeners:
@@ -271,7 +284,12 @@ class Revocations:
 
 def _entries_of(principal: Principal) -> list[str]:
     """The entries that can cover a caller."""
-    return [f"session:{principal.session_id}", f"user:{principal.sub}", f"{ROLES}{principal.session_id}"]
+    roles = _roles_of(principal.client_id, principal.session_id)
+    return [f"session:{principal.session_id}", f"user:{principal.sub}", roles]
+
+
+def _roles_of(client_id: str, session_id: str) -> str:
+    return f"{ROLES}{quote(client_id, safe='')}:{session_id}"
 
 
 def _sub_of(entry: str) -> str | None:

@@ -85,15 +85,18 @@ class ConnectionLimiter:
             with suppress(Unavailable):
                 await self._leases.add(("release", sub, socket_id))
 
-    async def renew(self, open_sockets: Iterable[str]) -> None:
-        """Prolongs the leases of these sockets."""
+    async def renew(self, open_sockets: Iterable[str]) -> bool:
+        """Prolongs the leases of these sockets. Whether all are: the first one of a lease must not be late."""
         remaining = iter(open_sockets)
         # A batch at a time, so that sockets that sign in do not wait behind all of them.
         while part := [*islice(remaining, BATCH)]:
             held = [(socket_id, self._held[socket_id]) for socket_id in part if socket_id in self._held]
             renewals = [self._leases.add(("renew", sub, socket_id)) for socket_id, sub in held]
-            with suppress(Unavailable):
-                await asyncio.gather(*renewals)
+            if any(
+                isinstance(result, Unavailable) for result in await asyncio.gather(*renewals, return_exceptions=True)
+            ):
+                return False
+        return True
 
     async def _execute(self, connection: DedicatedConnection, leases: list[Lease]) -> list[int]:
         keys = [self._keys.sockets(sub) for _, sub, _ in leases]

@@ -25,7 +25,7 @@ local index = math.floor(now / size)
 local into = now - index * size
 local answers = {}
 for i, key in ipairs(KEYS) do
-  local limit = tonumber(ARGV[i + 1])
+  local limit, cost = tonumber(ARGV[2 * i]), tonumber(ARGV[2 * i + 1])
   local state = redis.call('HMGET', key, 'i', 'c', 'p')
   local at, current, previous = tonumber(state[1]), tonumber(state[2]) or 0, tonumber(state[3]) or 0
   if at ~= index then
@@ -34,15 +34,15 @@ for i, key in ipairs(KEYS) do
   end
   local used = current + previous * (size - into) / size
   local wait = size - into
-  if used + 1 <= limit then
-    current = current + 1
+  if used + cost <= limit then
+    current = current + cost
     redis.call('HSET', key, 'i', index, 'c', current, 'p', previous)
     redis.call('PEXPIRE', key, size * 2)
     answers[#answers + 1] = 1
-    answers[#answers + 1] = math.floor(limit - used - 1)
+    answers[#answers + 1] = math.floor(limit - used - cost)
   else
-    if current + 1 <= limit and previous > 0 then
-      wait = size - into - (limit - current - 1) * size / previous
+    if current + cost <= limit and previous > 0 then
+      wait = size - into - (limit - current - cost) * size / previous
     end
     answers[#answers + 1] = 0
     answers[#answers + 1] = 0
@@ -87,19 +87,20 @@ class RateLimiter:
         self._fallback = metrics.rate_limit_fallback
         self._local = LocalWindows()
         failures = metrics.service_failures.labels("ratelimit")
-        self._decisions = Batcher[tuple[str, int], Decision](redis, "ratelimit", self._evaluate, failures)
+        self._decisions = Batcher[tuple[str, int, int], Decision](redis, "ratelimit", self._evaluate, failures)
 
-    async def check(self, scope: str, who: str) -> Decision:
-        """Counts one request of `who`. Raises `RateLimited`, or `Unavailable` without Redis where `ratelimit.on_redis_down` is
+    async def check(self, scope: str, who: str, cost: int = 1) -> Decision:
+        """Counts a request of `who`, which may count as several. Raises `RateLimited`, or `Unavailable` without Redis where `ratelimit.on_redis_down` is
         `closed`."""
         limit = self._limits[scope]
+        cost = min(cost, limit)  # else it would never be allowed
         if self._redis.circuit_open:
-            decision = self._without_redis(scope, who, limit)
+            decision = self._without_redis(scope, who, limit, cost)
         else:
             try:
-                decision = await self._decisions.add((self._keys.rate(scope, who), limit))
+                decision = await self._decisions.add((self._keys.rate(scope, who), limit, cost))
             except Unavailable:
-                decision = self._without_redis(scope, who, limit)
+                decision = self._without_redis(scope, who, limit, cost)
         if not decision.allowed:
             self._hits.labels(scope).inc()
             raise RateLimited(decision.reset)
@@ -108,16 +109,18 @@ class RateLimiter:
     def limit(self, scope: str) -> int:
         return self._limits[scope]
 
-    def _without_redis(self, scope: str, who: str, limit: int) -> Decision:
+    def _without_redis(self, scope: str, who: str, limit: int, cost: int) -> Decision:
         if self._settings.on_redis_down == "closed":
             raise Unavailable("rate limits cannot be checked")
         self._fallback.labels(scope).inc()
-        return self._local.check(f"{scope}:{who}", limit)
+        return self._local.check(f"{scope}:{who}", limit, cost)
 
     @staticmethod
-    async def _evaluate(connection: DedicatedConnection, items: list[tuple[str, int]]) -> list[Decision]:
-        keys, limits = zip(*items, strict=True)
-        rows = await SLIDING_WINDOW.run(connection, [*keys], [WINDOW * 1000, *limits])
+    async def _evaluate(connection: DedicatedConnection, items: list[tuple[str, int, int]]) -> list[Decision]:
+        keys = [key for key, *_ in items]
+        limits = [limit for _, limit, _ in items]
+        numbers = [number for _, limit, cost in items for number in (limit, cost)]
+        rows = await SLIDING_WINDOW.run(connection, keys, [WINDOW * 1000, *numbers])
         return [
             Decision(bool(allowed), limit, remaining, math.ceil(wait / 1000))
             for limit, (allowed, remaining, wait) in zip(limits, zip(*[iter(rows)] * 3, strict=True), strict=True)
@@ -132,15 +135,16 @@ class LocalWindows:
     def __init__(self) -> None:
         self._windows: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
 
-    def check(self, key: str, limit: int) -> Decision:
+    def check(self, key: str, limit: int, cost: int) -> Decision:
         now = time.time()
         index, into = int(now // WINDOW), now % WINDOW
         at, current, previous = self._windows.pop(key, (index, 0, 0))
         if at != index:
             current, previous = 0, current if at == index - 1 else 0
         used = current + previous * (WINDOW - into) / WINDOW
-        allowed = used + 1 <= limit
-        self._windows[key] = (index, current + allowed, previous)
+        allowed = used + cost <= limit
+        current += cost * allowed
+        self._windows[key] = (index, current, previous)
         if len(self._windows) > self.SIZE:
             self._windows.popitem(last=False)
-        return Decision(allowed, limit, max(0, int(limit - used - allowed)), max(1, math.ceil(WINDOW - into)))
+        return Decision(allowed, limit, max(0, int(limit - used - cost * allowed)), max(1, math.ceil(WINDOW - into)))

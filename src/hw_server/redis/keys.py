@@ -8,7 +8,8 @@ class Keys:
 
     def __init__(self, prefix: str) -> None:
         self.revoked = (
-            f"{prefix}revoked"  # DB 1, sorted set: `session:<id>`, `roles:<id>` or `user:<sub>` -> time its entry ends
+            f"{prefix}revoked"  # DB 1, sorted set: `session:<id>`, `roles:<client>:<session id>` or
+            # `user:<sub>` -> time its entry ends
         )
         self.revocations = f"{prefix}revocations"  # channel: `<time>|<entry>`
         self.topic_wake = f"{prefix}topic-wake"  # channel: events were committed
@@ -26,9 +27,9 @@ class Keys:
         """DB 1: which sessions the entry `user:<sub>` covers; JSON."""
         return f"{self._prefix}signed-out:{sub}"
 
-    def narrowed(self, session_id: str) -> str:
-        """DB 1: which tokens the entry `roles:<id>` covers; JSON."""
-        return f"{self._prefix}narrowed:{session_id}"
+    def narrowed(self, entry: str) -> str:
+        """DB 1: which tokens an entry `roles:...` covers; JSON."""
+        return f"{self._prefix}narrowed:{entry}"
 
     def logout_token(self, jti: str) -> str:
         """DB 1: exists while the logout token with this `jti` is a replay."""

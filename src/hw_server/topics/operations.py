@@ -96,8 +96,8 @@ async def subscribe(
         except BaseException:
             broker.release(channel)
             raise
-    except BaseException as error:
-        subscriptions.give_up(socket, query.topic, reservation, error)
+    except BaseException:
+        subscriptions.give_up(socket, query.topic, reservation)
         raise
     position = Position(channel.epoch, channel.offset)
     assert call.after_response is not None

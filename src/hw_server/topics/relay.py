@@ -19,7 +19,7 @@ from hw_server.observability.metrics import Metrics
 from hw_server.operations import History
 from hw_server.settings import Settings
 from hw_server.topics.registry import Registry
-from hw_server.topics.store import Fenced, TopicStore
+from hw_server.topics.store import Fenced, TopicStore, Unreachable
 
 log = structlog.get_logger()
 
@@ -91,7 +91,7 @@ class Partition:
     writers: set[str] = field(default_factory=set)  # that may still commit a row up to `next_floor`
     tries: dict[str, int] = field(default_factory=dict)  # of the first row of a topic
     blocked: dict[str, float] = field(default_factory=dict)  # topic -> when it is tried again
-    waiting: bool = False  # for Redis, while there are rows
+    waiting: bool = False  # for Redis, which this process does not reach, while there are rows
 
 
 class Relay:
@@ -234,7 +234,7 @@ class Relay:
                 await connection.execute("SELECT pg_advisory_unlock($1, $2)", LOCK_SPACE, partition.number)
             except Unavailable as error:
                 # Redis as a whole: no row is to blame, all wait.
-                partition.waiting = True
+                partition.waiting = isinstance(error, Unreachable)
                 log.warning("topic_relay_waits", error=error.detail)
                 # What was sent may still be under way; behind a higher fence it is refused, should it come after its retry.
                 partition.fence = await connection.fetchval(FENCE, partition.number)

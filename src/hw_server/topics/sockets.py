@@ -21,13 +21,9 @@ class TooManyTopics(Forbidden):
 
 
 class Reservation:
-    """The place of one subscription among those of its socket; a later one of the same topic takes it over. `ends` is whether it
-    began in the place of one that was heard until then."""
+    """The place of one subscription among those of its socket; a later one of the same topic takes it over."""
 
-    __slots__ = ("ends",)
-
-    def __init__(self, *, ends: bool) -> None:
-        self.ends = ends
+    __slots__ = ()
 
 
 class SocketSubscriptions:
@@ -41,14 +37,14 @@ class SocketSubscriptions:
         hub.on_removed.append(self._removed)
 
     def reserve(self, connection: WebSocketConnection, topic: str) -> Reservation:
-        """Raises `TooManyTopics` past `topics.max_per_socket`. A second subscription of one topic begins anew."""
+        """Raises `TooManyTopics` past `topics.max_per_socket`. A second subscription of one topic begins anew; where it fails, none
+        is left."""
         if connection.topics is None:
             connection.topics = {}
         if topic not in connection.topics and len(connection.topics) >= self._settings.max_per_socket:
             raise TooManyTopics(f"a socket subscribes to at most {self._settings.max_per_socket} topics")
-        before: Reservation | None = connection.topics.get(topic)
-        ended = self._detach(connection, topic) or (before is not None and before.ends)
-        connection.topics[topic] = reservation = Reservation(ends=ended)
+        self._detach(connection, topic)
+        connection.topics[topic] = reservation = Reservation()
         return reservation
 
     def holds(self, connection: WebSocketConnection, topic: str, reservation: Reservation) -> bool:
@@ -61,17 +57,12 @@ class SocketSubscriptions:
         """The response that holds `position` was sent: from here on the socket gets what follows."""
         if self.holds(connection, channel.name, reservation) and connection in self._hub.connections:
             self._broker.attach_socket(channel, connection, position)
-            reservation.ends = False
         self._broker.release(channel)
 
-    def give_up(
-        self, connection: WebSocketConnection, topic: str, reservation: Reservation, error: BaseException
-    ) -> None:
-        """A subscription that failed leaves none behind; the client is told where it ends one that there was."""
+    def give_up(self, connection: WebSocketConnection, topic: str, reservation: Reservation) -> None:
+        """After a subscription failed."""
         if self.holds(connection, topic, reservation):
             self.cancel(connection, topic)
-            if reservation.ends:
-                self._tell(connection, topic, error)
 
     def cancel(self, connection: WebSocketConnection, topic: str) -> bool:
         """Whether there was a subscription."""
@@ -80,12 +71,9 @@ class SocketSubscriptions:
         self._detach(connection, topic)
         return True
 
-    def _detach(self, connection: WebSocketConnection, topic: str) -> bool:
-        """Whether the socket heard the topic."""
-        heard = connection in self._hub.subscribers(topic)
-        if heard:
+    def _detach(self, connection: WebSocketConnection, topic: str) -> None:
+        if connection in self._hub.subscribers(topic):
             self._broker.detach_socket(connection, topic)
-        return heard
 
     def _removed(self, connection: WebSocketConnection) -> None:
         for topic in connection.topics or ():
@@ -94,27 +82,26 @@ class SocketSubscriptions:
 
     async def recheck(self, connection: WebSocketConnection, principal: Principal) -> None:
         """After the socket's token was replaced: ends what its new roles do not allow, and what cannot be told of in time."""
-        await asyncio.gather(*(self._recheck(connection, topic, principal) for topic in list(connection.topics or ())))
+        undecided = set(connection.topics or ())
 
-    async def _recheck(self, connection: WebSocketConnection, topic: str, principal: Principal) -> None:
+        async def check(topic: str) -> None:
+            try:
+                await self._registry.authorize("subscribe", topic, principal)
+            except DomainError as error:
+                self._end(connection, topic, error.code)
+            except Exception:
+                # A defect of its rule must not leave it, nor the others, as they are.
+                log.exception("topic_rule_failed", topic=topic)
+                self._end(connection, topic, InternalError.code)
+            undecided.discard(topic)
+
         try:
-            await self._registry.authorize("subscribe", topic, principal)
-        except BaseException as error:
-            if self.cancel(connection, topic):
-                self._tell(connection, topic, error)
-            if isinstance(error, DomainError):
-                return
-            if not isinstance(error, Exception):
-                raise
-            log.exception("topic_rule_failed", topic=topic)  # a defect of this one's rule
+            await asyncio.gather(*map(check, list(undecided)))
+        except BaseException:
+            for topic in undecided:
+                self._end(connection, topic, Timeout.code)
+            raise
 
-    def _tell(self, connection: WebSocketConnection, topic: str, error: BaseException) -> None:
-        """Why a subscription has ended."""
-        match error:
-            case DomainError():
-                reason = error.code
-            case asyncio.CancelledError():
-                reason = Timeout.code
-            case _:
-                reason = InternalError.code
-        connection.notify("topic.unsubscribed", {"topic": topic, "reason": reason})
+    def _end(self, connection: WebSocketConnection, topic: str, reason: str) -> None:
+        if self.cancel(connection, topic):
+            connection.notify("topic.unsubscribed", {"topic": topic, "reason": reason})

@@ -98,6 +98,10 @@ return {epoch, offset, events}
 )
 
 
+class Unreachable(Unavailable):
+    """Redis does not answer this process; another one may reach it."""
+
+
 class Fenced(Exception):
     """A later holder of the partition publishes already."""
 
@@ -211,7 +215,7 @@ class TopicStore:
         if self._connection is not None and self._connection.is_connected:
             return
         if time.monotonic() < self._retry_at:
-            raise Unavailable("Redis is out of reach")
+            raise Unreachable("Redis is out of reach")
         connection = self._pool.make_connection()
         try:
             async with asyncio.timeout(4 * self._timeout):
@@ -225,7 +229,7 @@ class TopicStore:
         except (RedisError, OSError, TimeoutError) as error:
             await connection.disconnect(nowait=True)
             self._retry_at = time.monotonic() + RETRY
-            raise Unavailable("Redis is out of reach") from error
+            raise Unreachable("Redis is out of reach") from error
         self._connection = connection  # not before its scripts are there for those who come meanwhile
 
     async def _disconnect(self) -> None:
@@ -238,14 +242,14 @@ class TopicStore:
         async with self._lock:
             known = run_id is None or run_id == self._run_id
             if self._connection is None or not self._connection.is_connected or not known:
-                raise Unavailable("Redis is out of reach")
+                raise Unreachable("Redis is out of reach")
             try:
                 async with asyncio.timeout(self._timeout + len(commands) * 0.01):
                     await self._connection.send_packed_command(self._connection.pack_commands(commands), False)
                     return [await self._response() for _ in commands]
             except (RedisError, OSError, TimeoutError) as error:
                 await self._disconnect()
-                raise Unavailable("Redis is out of reach") from error
+                raise Unreachable("Redis is out of reach") from error
             except BaseException:
                 # A response may be half read.
                 await self._disconnect()

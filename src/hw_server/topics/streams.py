@@ -193,7 +193,7 @@ class EventStreams:
         self._open.inc()
         try:
             # Redis keeps a place for each topic that is asked for: each counts as a socket's subscription does.
-            await asyncio.gather(*(self._rate.check("ws", f"user:{caller.sub}") for _ in topics))
+            await self._rate.check("ws", f"user:{caller.sub}", cost=len(topics))
             await self._limiter.acquire(caller.sub, stream.id)
             for name in topics:
                 topic = await self._registry.authorize("subscribe", name, caller)
@@ -268,7 +268,8 @@ class EventStreams:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(RENEWAL)
-            await self._limiter.renew([stream.id for stream in self._streams])
+            while not await self._limiter.renew([stream.id for stream in self._streams]):
+                await asyncio.sleep(1)
 
     async def close_all(self, timeout: float) -> None:
         """Tells every client when to come back, then ends their streams over some time."""

@@ -102,9 +102,9 @@ class Hub:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL)
             self._sweep()
-            if time.monotonic() - renewed >= RENEWAL:
-                renewed = time.monotonic()
-                await self._limiter.renew([connection.id for connection in self.connections])
+            now = time.monotonic()
+            if now - renewed >= RENEWAL and await self._limiter.renew([socket.id for socket in self.connections]):
+                renewed = now
 
     def _sweep(self) -> None:
         now, clock = time.time(), time.monotonic()

@@ -255,8 +255,10 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         # is a generator that holds its object, and so does the traceback of what it raised.
         self.receiver = None
         self.conn.parser.close()
-        if self.conn.handshake_exc is not None:
-            self.conn.handshake_exc.__traceback__ = None
+        failure: BaseException | None = self.conn.handshake_exc
+        while failure is not None:
+            failure.__traceback__ = None
+            failure = failure.__cause__ or failure.__context__
 
     def pause_writing(self) -> None:
         super().pause_writing()

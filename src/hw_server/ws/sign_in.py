@@ -62,7 +62,8 @@ class SignIn:
         try:
             await self._authentication.replace(older, principal)
         except BaseException:
-            connection.principal = older
+            if connection.principal is principal:  # no later refresh has succeeded meanwhile
+                connection.principal = older
             raise
         connection.warned = False
         for listener in self.on_refreshed:

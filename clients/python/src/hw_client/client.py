@@ -125,6 +125,10 @@ class Client:
             await self._changed.wait()
         return self._end
 
+    @property
+    def _renewable(self) -> bool:
+        return not isinstance(self._token, str | None)
+
     async def _run(self) -> None:
         failures, first = 0, True
         while True:
@@ -133,7 +137,7 @@ class Client:
                 async with await self._open() as socket:
                     opened, first = time.monotonic(), False
                     code, reason = await self._use(Connection(socket, self._on_notification))
-                if not reconnectable(code):
+                if not reconnectable(code, renewable=self._renewable):
                     self._finish(Closed(code or 1006, reason))
                     return
                 self._last_failure = Closed(code or 1006, reason)
@@ -268,7 +272,7 @@ class Client:
 
     def _on_notification(self, method: str, params: dict[str, Any]) -> None:
         subscription = self._subscriptions.get(params.get("topic", ""))
-        if method == "session.expiring" and not isinstance(self._token, str | None) and self._connection is not None:
+        if method == "session.expiring" and self._renewable and self._connection is not None:
             self._spawn(self._refresh(self._connection))
         elif method == "server.draining":
             self._drain_delay = float(params.get("delay") or 0)
