@@ -81,6 +81,11 @@ class Revocation:
         return principal.session_id == self.session_id and (self.narrowed is None or self.narrowed.covers(principal))
 
     @property
+    def reason(self) -> str:
+        """Why what it covers ends; a session whose roles became fewer goes on with its newer token."""
+        return "session_revoked" if self.narrowed is None else "token_expired"
+
+    @property
     def entry(self) -> str:
         """Its member in the sorted set, whose score is `until`."""
         if self.narrowed is not None:

@@ -92,9 +92,9 @@ class ConnectionLimiter:
         while part := [*islice(remaining, BATCH)]:
             held = [(socket_id, self._held[socket_id]) for socket_id in part if socket_id in self._held]
             renewals = [self._leases.add(("renew", sub, socket_id)) for socket_id, sub in held]
-            if any(
-                isinstance(result, Unavailable) for result in await asyncio.gather(*renewals, return_exceptions=True)
-            ):
+            try:
+                await asyncio.gather(*renewals)
+            except Unavailable:
                 return False
         return True
 

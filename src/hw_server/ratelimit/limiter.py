@@ -90,8 +90,8 @@ class RateLimiter:
         self._decisions = Batcher[tuple[str, int, int], Decision](redis, "ratelimit", self._evaluate, failures)
 
     async def check(self, scope: str, who: str, cost: int = 1) -> Decision:
-        """Counts a request of `who`, which may count as several. Raises `RateLimited`, or `Unavailable` without Redis where `ratelimit.on_redis_down` is
-        `closed`."""
+        """Counts a request of `who`, which may count as several. Raises `RateLimited`, or `Unavailable` without Redis where
+        `ratelimit.on_redis_down` is `closed`."""
         limit = self._limits[scope]
         cost = min(cost, limit)  # else it would never be allowed
         if self._redis.circuit_open:

@@ -198,7 +198,6 @@ class Relay:
 
     async def _forget_deleted(self, connection: Any, number: int) -> None:
         """The holder before may have ended between a DELETE and forgetting its keys."""
-        await self._store.read("")  # connects
         keys = await self._store.published(number)
         ids = {key: key.rpartition(b":")[2] for key in keys}
         known = {key: int(row) for key, row in ids.items() if row.isdigit() and len(row) < MAX_DIGITS}

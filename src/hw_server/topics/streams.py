@@ -254,10 +254,9 @@ class EventStreams:
         await self._limiter.release(stream.id)
 
     def on_revoked(self, revocation: Revocation) -> None:
-        reason = "session_revoked" if revocation.narrowed is None else "token_expired"
         for stream in self._streams:
             if revocation.covers(stream.caller):
-                stream.end(reason)
+                stream.end(revocation.reason)
 
     def on_keys_withdrawn(self, fingerprints: Collection[str]) -> None:
         """Ends the streams whose tokens these keys had signed."""

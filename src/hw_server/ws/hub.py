@@ -83,13 +83,11 @@ class Hub:
         return self._by_topic.get(topic, ())
 
     def on_revoked(self, revocation: Revocation) -> None:
-        """Closes the sockets that a revocation covers; one whose session goes on with fewer roles may come back with its newer
-        token."""
-        code = CloseCode.SESSION_REVOKED if revocation.narrowed is None else CloseCode.TOKEN_EXPIRED
+        """Closes the sockets that a revocation covers."""
         candidates = self.connections if revocation.sub is None else self.of_user(revocation.sub)
         for connection in list(candidates):
             if connection.principal is not None and revocation.covers(connection.principal):
-                connection.close(code)
+                connection.close(CloseCode[revocation.reason.upper()])
 
     def on_keys_withdrawn(self, fingerprints: Collection[str]) -> None:
         """Closes the sockets whose tokens these keys had signed."""
