@@ -6,10 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -17,14 +19,16 @@ import psutil
 import pytest
 
 from hw_server.db import Database, revisions
+from hw_server.db import pool as pool_module
 from hw_server.embedded import Stack
-from hw_server.errors import Conflict, Unavailable
+from hw_server.errors import Conflict, DomainError, NotFound, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.settings import load
 from tests.conftest import Serve, free_port, run_server, run_stack, until
 from tests.proxy import Proxy
 
 PID = "SELECT pg_backend_pid()"
+STATE = "SELECT state FROM pg_stat_activity WHERE pid = $1"
 CANCEL_REQUEST = (80877102).to_bytes(4, "big")
 REJECTED = "FATAL:  the database system is not accepting connections"
 
@@ -113,6 +117,95 @@ async def test_a_connection_in_an_unknown_state_is_not_acquired_again(stack: Sta
             async with db.read():
                 raise KeyError
         assert await backend(db) != first
+
+
+INSERT = "INSERT INTO notes (title) VALUES ($1)"
+
+
+async def in_savepoint(connection: asyncpg.Connection, title: str) -> None:
+    async with connection.transaction():
+        await connection.execute(INSERT, title)
+
+
+FIRST: dict[str, Callable[[asyncpg.Connection, str], Awaitable[Any]]] = {
+    "execute": lambda connection, title: connection.execute(INSERT, title),
+    "without parameters": lambda connection, title: connection.execute(INSERT.replace("$1", f"'{title}'")),
+    "fetchval": lambda connection, title: connection.fetchval(f"{INSERT} RETURNING id", title),
+    "executemany": lambda connection, title: connection.executemany(INSERT, [(title,)]),
+    "copy": lambda connection, title: connection.copy_records_to_table("notes", records=[(title,)], columns=["title"]),
+    "savepoint": in_savepoint,
+}
+
+
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("warm", [False, True])
+async def test_a_transaction_begins_with_its_first_statement(
+    stack: Stack, database: asyncpg.Connection, first: str, warm: bool
+) -> None:
+    """`warm`: the statement is prepared already."""
+    title, count = f"first {uuid4()}", "SELECT count(*) FROM notes WHERE title = $1"
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        if warm:
+            async with db.write() as connection:
+                await FIRST[first](connection, f"warm {title}")
+        with suppress(Conflict):
+            async with db.write() as connection:
+                await FIRST[first](connection, title)
+                assert await connection.fetchval(count, title) == 1
+                assert await database.fetchval(count, title) == 0
+                raise Conflict
+        assert await database.fetchval(count, title) == 0
+        async with db.write() as connection:
+            await FIRST[first](connection, title)
+        assert await database.fetchval(count, title) == 1
+        assert await database.fetchval(STATE, await backend(db)) == "idle"
+
+
+async def refused_by_the_driver(connection: asyncpg.Connection) -> None:
+    await connection.execute("INSERT INTO notes (title, due) VALUES ('late', $1)", "no date")
+
+
+async def refused_by_the_server(connection: asyncpg.Connection) -> None:
+    await connection.execute("INSERT INTO notes (title) VALUES ('')")
+
+
+async def not_found(connection: asyncpg.Connection) -> None:
+    raise NotFound
+
+
+@pytest.mark.parametrize("first", [refused_by_the_driver, refused_by_the_server, not_found])
+async def test_a_transaction_whose_first_statement_fails_ends(
+    stack: Stack, database: asyncpg.Connection, first: Callable[[asyncpg.Connection], Awaitable[None]]
+) -> None:
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        used = await backend(db)
+        with pytest.raises(DomainError):
+            async with db.write() as connection:
+                await first(connection)
+        assert await database.fetchval(STATE, used) == "idle"
+        assert await backend(db) == used
+
+
+async def test_a_transaction_without_a_statement_ends(stack: Stack, database: asyncpg.Connection) -> None:
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        used = await backend(db)
+        async with db.write():
+            pass
+        assert await database.fetchval(STATE, used) == "idle"
+        assert await backend(db) == used
+
+
+@pytest.mark.parametrize("first", FIRST)
+async def test_where_begin_fails_its_statement_is_not_executed(
+    stack: Stack, database: asyncpg.Connection, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title = f"no begin {uuid4()}"
+    monkeypatch.setattr(pool_module, "BEGIN", pool_module.BEGIN.replace(b"BEGIN", b"BEGEN"))
+    async with pool(stack, HW_DATABASE__COMMAND_TIMEOUT="1") as db:
+        with suppress(Exception):
+            async with db.write() as connection:
+                await FIRST[first](connection, title)
+    assert await database.fetchval("SELECT count(*) FROM notes WHERE title = $1", title) == 0
 
 
 async def test_no_more_connections_than_the_pool_holds(stack: Stack) -> None:
