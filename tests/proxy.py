@@ -9,7 +9,8 @@ from collections.abc import Iterator
 class Proxy:
     """`swallow()` makes all present connections silent; new ones work. A chunk from a client that contains `hold_at` waits until
     `release` is set; `held` says that one waits. After a chunk that contains `mute_at` no answer comes back on its connection;
-    `muted` says that it was forwarded. The answer to the first chunk that contains `late_at` comes once `release` is set; `held`
+    `muted` says that it was forwarded. An answer that contains `lose_at` is lost, as is all that follows on its connection; `lost`
+    says so. The answer to the first chunk that contains `late_at` comes once `release` is set; `held`
     says that it is there. `refuse()` is a server that is gone: nothing passes, and nobody connects any more."""
 
     def __init__(self, port: int) -> None:
@@ -17,9 +18,10 @@ class Proxy:
         self._silent: list[threading.Event] = []
         self._sockets: list[socket.socket] = []
         self._pumps: list[threading.Thread] = []
-        self.hold_at = self.mute_at = self.late_at = b""
+        self.hold_at = self.mute_at = self.lose_at = self.late_at = b""
         self._late: threading.Event | None = None  # its connection's
-        self.held, self.release, self.muted = threading.Event(), threading.Event(), threading.Event()
+        self.held, self.release = threading.Event(), threading.Event()
+        self.muted, self.lost = threading.Event(), threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
 
@@ -74,6 +76,10 @@ class Proxy:
                     self._late = None
                     self.held.set()
                     self.release.wait(30)
+                if not asking and self.lose_at and self.lose_at in data:
+                    silent.set()
+                    self.lost.set()
+                    continue
                 mute = asking and self.mute_at and self.mute_at in data
                 if mute:
                     silent.set()

@@ -441,10 +441,10 @@ async def test_a_batch_whose_commit_is_not_answered_is_written_once(
         async with running.client(token("alice")) as client:
             first = (await client.get("/api/notes")).headers["x-request-id"]
             await until(lambda: database.fetchval(ROWS, first))  # by then what commits at the start has done so
-            proxy.mute_at = b"COMMIT"
+            proxy.lose_at = b"COMMIT"
             asked = (await client.get("/api/notes")).headers["x-request-id"]
-            await until(proxy.muted.is_set)
-            proxy.mute_at = b""
+            await until(proxy.lost.is_set)
+            proxy.lose_at = b""
             if not stops:
                 await until(lambda: replayed(running))
     with serve(HW_AUDIT__SPILL_DIR=str(tmp_path / "spill")):
@@ -507,9 +507,9 @@ async def test_a_commit_without_an_answer_is_told_as_such(
     with behind_a_proxy(serve, stack, tmp_path) as (running, proxy):
         async with running.client(token("alice")) as client:
             await client.post("/api/notes", json={"title": uuid.uuid4().hex})
-            proxy.mute_at = b"COMMIT"
+            proxy.lose_at = b"COMMIT"
             late = await client.post("/api/notes", json={"title": uuid.uuid4().hex})
-            proxy.mute_at = b""
+            proxy.lose_at = b""
     assert late.status_code in (503, 504)
     assert late.json()["detail"].startswith("the outcome is unknown")
 

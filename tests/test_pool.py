@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,10 +19,9 @@ import httpx
 import psutil
 import pytest
 
-from hw_server.db import Database, revisions
-from hw_server.db import pool as pool_module
+from hw_server.db import Database, ahead, revisions
 from hw_server.embedded import Stack
-from hw_server.errors import Conflict, DomainError, NotFound, Unavailable
+from hw_server.errors import Conflict, DomainError, InvalidInput, NotFound, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.settings import load
 from tests.conftest import Serve, free_port, run_server, run_stack, until
@@ -200,12 +200,72 @@ async def test_where_begin_fails_its_statement_is_not_executed(
     stack: Stack, database: asyncpg.Connection, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     title = f"no begin {uuid4()}"
-    monkeypatch.setattr(pool_module, "BEGIN", pool_module.BEGIN.replace(b"BEGIN", b"BEGEN"))
+    monkeypatch.setattr(ahead, "BEGIN", ahead.BEGIN.replace(b"BEGIN", b"BEGEN"))
     async with pool(stack, HW_DATABASE__COMMAND_TIMEOUT="1") as db:
         with suppress(Exception):
             async with db.write() as connection:
                 await FIRST[first](connection, title)
     assert await database.fetchval("SELECT count(*) FROM notes WHERE title = $1", title) == 0
+
+
+SENT_AHEAD = "INSERT INTO sent SELECT $1::text, $2::text[], $3::int, $4::real, $5::timestamptz"
+MOMENT = datetime(2026, 2, 28, 23, 59, 59, 123456, UTC)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        ("", [], 0, 0.0, MOMENT),
+        (None, None, None, None, None),
+        ('it\'s \\ "quoted" $1 \n{}', ["", "a,b", "{c}", 'd"e', "\\", "NULL", "it's"], -(2**31), -1.5, MOMENT),
+        ("\U0001f600 Zürich", ("\U0001f600",), 2**31 - 1, 2.0**-20, MOMENT.astimezone(timezone(timedelta(hours=-9)))),
+    ],
+)
+async def test_what_is_sent_ahead_arrives_as_it_is(stack: Stack, sent: tuple[Any, ...]) -> None:
+    async with pool(stack) as db, db.write() as connection:
+        await connection.execute(
+            "CREATE TEMP TABLE sent (a text, b text[], c int, d real, e timestamptz) ON COMMIT DROP"
+        )
+        for _ in range(3):
+            connection.execute_ahead(SENT_AHEAD, *sent)
+        rows = await connection.fetch("SELECT * FROM sent")
+        expected = (sent[0], None if sent[1] is None else list(sent[1]), *sent[2:])
+        assert [tuple(row) for row in rows] == [expected] * 3
+
+
+@pytest.mark.parametrize(
+    ("title", "error"), [("", InvalidInput), ("a\0b", InvalidInput), ("\ud800", UnicodeEncodeError)]
+)
+async def test_a_failure_of_what_is_sent_ahead_undoes_all(
+    stack: Stack, database: asyncpg.Connection, title: str, error: type[Exception]
+) -> None:
+    first, count = f"ahead {uuid4()}", "SELECT count(*) FROM notes WHERE title = $1"
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        for _ in range(2):
+            with pytest.raises(error):
+                await insert_ahead(db, first, title)
+            assert await database.fetchval(count, first) == 0
+        await insert_ahead(db, first, f"{first}, too")
+        assert await database.fetchval("SELECT count(*) FROM notes WHERE starts_with(title, $1)", first) == 2
+
+
+async def insert_ahead(db: Database, *titles: str) -> None:
+    async with db.write() as connection:
+        for title in titles:
+            connection.execute_ahead(INSERT, title)
+
+
+async def test_a_connection_that_skipped_what_it_prepares_is_not_acquired_again(
+    stack: Stack, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        used = await backend(db)
+        with monkeypatch.context() as patch:
+            patch.setattr(ahead, "BEGIN", ahead.parse("", "SELECT 1/0") + ahead.execute("", ()))
+            with pytest.raises(InvalidInput):
+                await insert_ahead(db, f"skipped {uuid4()}")
+        await insert_ahead(db, f"not skipped {uuid4()}")
+        assert await backend(db) != used
 
 
 async def test_no_more_connections_than_the_pool_holds(stack: Stack) -> None:

@@ -68,11 +68,11 @@ class AuditWriter:
         if len(self._queue) >= self._settings.batch_size:
             self._wake.set()
 
-    async def insert(self, connection: Connection, row: AuditRow, also: Statement | None = None) -> None:
+    def insert(self, connection: Connection, row: AuditRow, also: Statement | None = None) -> None:
         if also is None:
-            await connection.execute(INSERT, *row)
+            connection.execute_ahead(INSERT, *row)
         else:
-            await connection.execute(f"WITH audit_row AS ({INSERT}) {also.sql}", *row, *also.arguments)
+            connection.execute_ahead(f"WITH audit_row AS ({INSERT}) {also.sql}", *row, *also.arguments)
         self._transactional.inc()
 
     async def write(self, row: AuditRow) -> None:

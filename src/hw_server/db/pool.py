@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 
+from hw_server.db import ahead
 from hw_server.db.errors import REUSABLE_AFTER, domain_error
 from hw_server.errors import DomainError, Unavailable
 from hw_server.observability.metrics import Metrics
@@ -15,9 +16,6 @@ from hw_server.settings import DatabaseSettings
 
 KEYWORDS = ("select", "insert", "update", "delete")
 CANCEL_TIMEOUT = 2.0  # seconds for PostgreSQL to cancel a statement
-# Parse, Bind and Execute of BEGIN without a Sync: PostgreSQL answers with the reply to the first statement, whose messages end
-# with one, and where BEGIN fails it skips that statement.
-BEGIN = b"P\0\0\0\x0d\0BEGIN\0\0\0" b"B\0\0\0\x0c\0\0\0\0\0\0\0\0" b"E\0\0\0\x09\0\0\0\0\0"
 JITTER = 0.05  # share of the maximum age by which connections expire earlier, so that they are not replaced together
 
 
@@ -27,14 +25,29 @@ class Connection(asyncpg.Connection):
     observe: Any = None  # callable(statement, seconds), set by the pool
     expires: float = 0.0  # time.monotonic(), set by the pool
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ahead: dict[str, str] = {}  # names of prepared statements
+
     def begin(self) -> None:
-        """Starts a transaction with the next statement, which saves a round trip. `transaction()` in it is a savepoint."""
+        """Starts a transaction with the next statement. `transaction()` in it is a savepoint."""
         self._top_xact = self.transaction()
-        self._transport.write(BEGIN)  # type: ignore[attr-defined]
+        self._transport.write(ahead.BEGIN)  # type: ignore[attr-defined]
+
+    def execute_ahead(self, query: str, *args: ahead.Argument) -> None:
+        """Executes `query` with the next statement, which raises its error and gives none of its rows. For a few queries that
+        change, as they stay prepared. `args` have the types of the parameters."""
+        name = self._ahead.get(query) or f"ahead_{len(self._ahead)}"
+        message = ahead.execute(name, args)
+        if query not in self._ahead:
+            self._ahead[query] = name
+            message = ahead.parse(name, query) + message
+        self._transport.write(message)  # type: ignore[attr-defined]
 
     async def end(self, statement: str) -> None:
+        """COMMIT or ROLLBACK. With the protocol that a failure of what is ahead makes skip it: a simple query would not be."""
         self._top_xact = None  # type: ignore[assignment]
-        await self.execute(statement)
+        await self.fetchval(statement)
 
     async def fetch(self, query: str, *args: Any, **kwargs: Any) -> Any:
         started = perf_counter()
@@ -273,6 +286,7 @@ class InTransaction(Acquired):
         try:
             await self._connection.end("COMMIT" if error is None else "ROLLBACK")
         except BaseException as failure:
+            self._connection.expires = 0.0  # what it prepared ahead may have been skipped
             await super().__aexit__(type(failure), failure, failure.__traceback__)
             raise
         await super().__aexit__(kind, error, trace)

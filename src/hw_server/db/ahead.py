@@ -1,0 +1,51 @@
+"""Messages of PostgreSQL's protocol that are sent ahead of a statement of the driver, without a Sync of their own: they are
+answered together with it, which saves their round trips. Where one of them fails, the server executes nothing up to that
+statement's Sync, and the statement raises the error."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from struct import Struct
+
+TEXT, BINARY = b"\0\0", b"\0\1"
+NULL = b"\xff\xff\xff\xff"
+TEXT_OID = 25
+_int16, _int32 = Struct(">h").pack, Struct(">i").pack
+_array = Struct(">5i").pack  # dimensions, NULLs, element type, length, lower bound
+_EXECUTE = b"E\0\0\0\x09\0\0\0\0\0"  # the unnamed portal, all rows
+
+Argument = str | int | float | datetime | Sequence[str] | None
+
+
+def parse(statement: str, sql: str) -> bytes:
+    """Prepares a statement of this name; the server infers the types of its parameters."""
+    body = b"\0".join((statement.encode(), sql.encode(), TEXT))
+    return b"P" + _int32(len(body) + 4) + body
+
+
+def execute(statement: str, arguments: Sequence[Argument]) -> bytes:
+    """Bind and Execute of a prepared statement, by its name. Raises `UnicodeEncodeError` for a lone surrogate."""
+    formats, values = [], []
+    for argument in arguments:
+        if argument is None or isinstance(argument, str | int | float | datetime):
+            formats.append(TEXT)
+            text = argument if isinstance(argument, str) else "" if argument is None else str(argument)
+            values.append(NULL if argument is None else _sized(text.encode()))
+        else:
+            formats.append(BINARY)
+            values.append(_sized(_text_array(argument)))
+    count = _int16(len(arguments))
+    body = b"".join((b"\0", statement.encode(), b"\0", count, *formats, count, *values, b"\0\0"))
+    return b"B" + _int32(len(body) + 4) + body + _EXECUTE
+
+
+def _sized(value: bytes) -> bytes:
+    return _int32(len(value)) + value
+
+
+def _text_array(values: Sequence[str]) -> bytes:
+    if not values:
+        return _int32(0) + _int32(0) + _int32(TEXT_OID)
+    return _array(1, 0, TEXT_OID, len(values), 1) + b"".join([_sized(value.encode()) for value in values])
+
+
+BEGIN = parse("", "BEGIN") + execute("", ())
