@@ -1,3 +1,6 @@
-.PHONY: test-stack
+.PHONY: test-stack stack-images
+stack-images: # What test-stack makes first
+	@tests/stack/prepare.sh /var/tmp/hw-stack
+
 test-stack: venv ## Start the container stack and prove it (needs root, Maven, a quarter of an hour)
 	@$(BIN)/python -m pytest -m stack tests/stack $(ARGS)

@@ -49,7 +49,8 @@ ln -sf "$work/compose-v2" "$work/docker-config/cli-plugins/docker-compose"
 fetch() {  # coordinates, file
   [ -s "$work/$2" ] && return
   say "fetching $1"
-  mvn -q dependency:copy -Dartifact="$1" -DoutputDirectory="$work/$2.d" -Dmdep.useBaseVersion=true >/dev/null
+  # A repository of its own: Maven does not share one with a run beside it, such as that of `hw up --keycloak`.
+  mvn -q -Dmaven.repo.local="$work/m2" dependency:copy -Dartifact="$1" -DoutputDirectory="$work/$2.d" -Dmdep.useBaseVersion=true >/dev/null
   mv "$work/$2.d"/* "$work/$2"
 }
 keycloak=org.keycloak:keycloak-quarkus-dist
