@@ -3,4 +3,4 @@ stack-images: # What test-stack makes first
 	@tests/stack/prepare.sh /var/tmp/hw-stack
 
 test-stack: venv ## Start the container stack and prove it (needs root, Maven, a quarter of an hour)
-	@$(BIN)/python -m pytest -m stack tests/stack $(ARGS)
+	@$(BIN)/python -m pytest -m stack --durations=15 tests/stack $(ARGS)

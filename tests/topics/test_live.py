@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import websockets
+from websockets.exceptions import ConnectionClosed
 
 from hw_client import Backoff, Client
 from tests.conftest import Running, until
@@ -161,6 +162,29 @@ async def test_a_role_taken_away_stays_so_beside_other_clients_and_older_tokens(
     async with here.client(of_the_first) as one, there.client(of_the_first) as two, there.client(fewer) as three:
         statuses = [(await client.get("/api/notes")).status_code for client in (one, two, three)]
     assert statuses == [401, 401, 401]
+
+
+async def test_of_two_that_take_roles_away_at_once_the_newer_stays(
+    pair: tuple[Running, Running], provider: Provider
+) -> None:
+    here, there = pair
+    now = int(time.time())
+
+    def token(sid: str, age: int, *roles: str) -> str:
+        return provider.token(sid=sid, iat=now - age, realm_access={"roles": roles})
+
+    async def status_after_both(sid: str) -> int:
+        async with here.socket(token(sid, 9, "notes:read", "more")) as one, here.socket(token(sid, 9, "more")) as two:
+            await one.raw.send(call("session.refresh", token=token(sid, 1)))
+            await two.raw.send(call("session.refresh", token=token(sid, 8, "notes:read")))
+            await one.read()
+            with contextlib.suppress(ConnectionClosed):
+                await two.read()
+        async with there.client(token(sid, 7, "notes:read")) as client:
+            return (await client.get("/api/notes")).status_code
+
+    statuses = await asyncio.gather(*(status_after_both(uuid.uuid4().hex) for _ in range(20)))
+    assert set(statuses) == {401}
 
 
 async def test_a_rule_that_does_not_answer_leaves_no_subscription(start: Start, provider: Provider) -> None:

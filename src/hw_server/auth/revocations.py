@@ -173,12 +173,16 @@ class Revocations:
         until = time.time() + self._settings.session_max_age
         revocation = Revocation(until, session_id=newer.session_id, narrowed=narrowed)
 
-        async def write(client: Any) -> None:
-            known = await client.get(self._keys.narrowed(revocation.entry))
-            if known is None or not Narrowed.model_validate_json(known).is_newer(narrowed):
-                await self._publish(client, revocation)
+        key = self._keys.narrowed(revocation.entry)
 
-        await self._redis.run("revocation", write)
+        async def change(pipe: Any) -> None:
+            known = await pipe.get(key)
+            pipe.multi()
+            if known is None or not Narrowed.model_validate_json(known).is_newer(narrowed):
+                self._queue(pipe, revocation)
+
+        # Again where another process writes the key in between: the newest token wins.
+        await self._redis.run("revocation", lambda client: client.transaction(change, key))
         self._add(revocation)
 
     async def revoke_user(self, sub: str) -> frozenset[str]:
@@ -202,14 +206,17 @@ class Revocations:
 
     async def _publish(self, client: Any, revocation: Revocation) -> None:
         async with client.pipeline(transaction=True) as pipe:
-            details = revocation.sign_out or revocation.narrowed
-            if details is not None:
-                seconds = math.ceil(self._settings.session_max_age)
-                pipe.set(self._details(revocation.entry), details.model_dump_json(), ex=seconds)
-            pipe.zadd(self._keys.revoked, {revocation.entry: revocation.until})
-            pipe.zremrangebyscore(self._keys.revoked, "-inf", time.time())
-            pipe.publish(self._keys.revocations, f"{revocation.until}|{revocation.entry}")
+            self._queue(pipe, revocation)
             await pipe.execute()
+
+    def _queue(self, pipe: Any, revocation: Revocation) -> None:
+        details = revocation.sign_out or revocation.narrowed
+        if details is not None:
+            seconds = math.ceil(self._settings.session_max_age)
+            pipe.set(self._details(revocation.entry), details.model_dump_json(), ex=seconds)
+        pipe.zadd(self._keys.revoked, {revocation.entry: revocation.until})
+        pipe.zremrangebyscore(self._keys.revoked, "-inf", time.time())
+        pipe.publish(self._keys.revocations, f"{revocation.until}|{revocation.entry}")
 
     async def run(self) -> None:
         while True:
