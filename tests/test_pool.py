@@ -96,17 +96,19 @@ async def test_an_idle_connection_that_expired_is_not_acquired(stack: Stack) -> 
         assert await backend(db) != first
 
 
-async def insert_twice(db: Database) -> None:
+async def commit(db: Database, *statements: str) -> None:
     async with db.write() as connection:
-        await connection.execute("CREATE TEMP TABLE once (id int UNIQUE) ON COMMIT DROP")
-        await connection.execute("INSERT INTO once VALUES (1), (1)")
+        for statement in statements:
+            await connection.execute(statement)
 
 
 async def test_a_young_connection_is_used_again_after_a_refused_statement(stack: Stack) -> None:
     async with pool(stack) as db:
         first = await backend(db)
         with pytest.raises(Conflict):
-            await insert_twice(db)
+            await commit(
+                db, "CREATE TEMP TABLE once (id int UNIQUE) ON COMMIT DROP", "INSERT INTO once VALUES (1), (1)"
+            )
         assert await backend(db) == first
 
 
@@ -227,15 +229,13 @@ async def test_what_is_sent_ahead_arrives_as_it_is(stack: Stack, sent: tuple[Any
             "CREATE TEMP TABLE sent (a text, b text[], c int, d real, e timestamptz) ON COMMIT DROP"
         )
         for _ in range(3):
-            connection.execute_ahead(SENT_AHEAD, *sent)
+            await connection.execute_ahead(SENT_AHEAD, *sent)
         rows = await connection.fetch("SELECT * FROM sent")
         expected = (sent[0], None if sent[1] is None else list(sent[1]), *sent[2:])
         assert [tuple(row) for row in rows] == [expected] * 3
 
 
-@pytest.mark.parametrize(
-    ("title", "error"), [("", InvalidInput), ("a\0b", InvalidInput), ("\ud800", UnicodeEncodeError)]
-)
+@pytest.mark.parametrize(("title", "error"), [("", InvalidInput), ("a\0b", InvalidInput), ("\ud800", InvalidInput)])
 async def test_a_failure_of_what_is_sent_ahead_undoes_all(
     stack: Stack, database: asyncpg.Connection, title: str, error: type[Exception]
 ) -> None:
@@ -252,20 +252,90 @@ async def test_a_failure_of_what_is_sent_ahead_undoes_all(
 async def insert_ahead(db: Database, *titles: str) -> None:
     async with db.write() as connection:
         for title in titles:
-            connection.execute_ahead(INSERT, title)
+            await connection.execute_ahead(INSERT, title)
 
 
-async def test_a_connection_that_skipped_what_it_prepares_is_not_acquired_again(
+async def test_what_is_sent_ahead_is_not_executed_where_begin_fails(
     stack: Stack, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    title = f"skipped {uuid4()}"
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        await insert_ahead(db, f"warm {title}")
+        monkeypatch.setattr(ahead, "BEGIN", ahead.BEGIN.replace(b"BEGIN", b"BEGEN"))
+        with pytest.raises(asyncpg.PostgresSyntaxError):
+            await insert_ahead(db, title)
+    assert await database.fetchval("SELECT count(*) FROM notes WHERE title = $1", title) == 0
+
+
+async def test_several_statements_are_sent_ahead(stack: Stack, database: asyncpg.Connection) -> None:
+    title = f"several {uuid4()}"
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        for round_ in "ab":
+            async with db.write() as connection:
+                await connection.execute_ahead(INSERT, f"{title} {round_}")
+                await connection.execute_ahead(
+                    "UPDATE notes SET text = $2 WHERE title = $1", f"{title} {round_}", round_
+                )
+    rows = await database.fetch("SELECT text FROM notes WHERE starts_with(title, $1) ORDER BY id", title)
+    assert [row["text"] for row in rows] == ["a", "b"]
+
+
+async def test_a_commit_cancelled_behind_a_lock_leaves_its_room(stack: Stack, database: asyncpg.Connection) -> None:
+    title = f"locked {uuid4()}"
     async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
         used = await backend(db)
-        with monkeypatch.context() as patch:
-            patch.setattr(ahead, "BEGIN", ahead.parse("", "SELECT 1/0") + ahead.execute("", ()))
-            with pytest.raises(InvalidInput):
-                await insert_ahead(db, f"skipped {uuid4()}")
-        await insert_ahead(db, f"not skipped {uuid4()}")
-        assert await backend(db) != used
+        async with database.transaction():
+            await database.execute(INSERT, title)  # which makes the second one wait
+            task = asyncio.create_task(insert_ahead(db, title))
+            await until(lambda: database.fetchval("SELECT $1 = ANY(SELECT pid FROM pg_locks WHERE NOT granted)", used))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await asyncio.wait_for(insert_ahead(db, f"{title}, too"), 20)
+
+
+async def test_a_refused_commit_keeps_its_connection(stack: Stack) -> None:
+    deferred = "CREATE TEMP TABLE late (id int UNIQUE DEFERRABLE INITIALLY DEFERRED) ON COMMIT DROP"
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        used = await backend(db)
+        with pytest.raises(Conflict):
+            await commit(db, deferred, "INSERT INTO late VALUES (1), (1)")
+        assert await backend(db) == used
+
+
+async def test_what_the_driver_refuses_does_not_end_the_transaction(stack: Stack, database: asyncpg.Connection) -> None:
+    title = f"swallowed {uuid4()}"
+    async with pool(stack) as db:
+        with suppress(Conflict):
+            async with db.write() as connection:
+                with suppress(asyncpg.DataError):
+                    await connection.executemany(INSERT, [(f"{title} a",), (5,)])
+                with suppress(asyncpg.PostgresError):
+                    await connection.execute(INSERT, f"{title} b")
+                raise Conflict
+    assert await database.fetchval("SELECT count(*) FROM notes WHERE starts_with(title, $1)", title) == 0
+
+
+async def test_a_transaction_is_known_from_its_begin_to_its_end(stack: Stack) -> None:
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        async with db.write() as connection:
+            assert connection.is_in_transaction()
+            cursor = await connection.cursor("SELECT generate_series(1, 3)")
+            assert len(await cursor.fetch(9)) == 3
+        async with db.read() as connection:
+            assert not connection.is_in_transaction()
+            async with connection.transaction():
+                assert await connection.fetchval("SELECT 1") == 1
+
+
+async def test_a_waiter_is_given_no_connection_that_was_lost(stack: Stack) -> None:
+    async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
+        first = await db.acquire()
+        waiter = asyncio.create_task(insert_ahead(db, f"waited {uuid4()}"))
+        await asyncio.sleep(0.05)
+        db.release(first)
+        first.terminate()  # before the waiter runs
+        await asyncio.wait_for(waiter, 20)
 
 
 async def test_no_more_connections_than_the_pool_holds(stack: Stack) -> None:

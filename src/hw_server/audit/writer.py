@@ -68,11 +68,11 @@ class AuditWriter:
         if len(self._queue) >= self._settings.batch_size:
             self._wake.set()
 
-    def insert(self, connection: Connection, row: AuditRow, also: Statement | None = None) -> None:
+    async def insert(self, connection: Connection, row: AuditRow, also: Statement | None = None) -> None:
         if also is None:
-            connection.execute_ahead(INSERT, *row)
+            await connection.execute_ahead(INSERT, *row)
         else:
-            connection.execute_ahead(f"WITH audit_row AS ({INSERT}) {also.sql}", *row, *also.arguments)
+            await connection.execute_ahead(f"WITH audit_row AS ({INSERT}) {also.sql}", *row, *also.arguments)
         self._transactional.inc()
 
     async def write(self, row: AuditRow) -> None:

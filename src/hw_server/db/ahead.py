@@ -1,6 +1,6 @@
-"""Messages of PostgreSQL's protocol that are sent ahead of a statement of the driver, without a Sync of their own: they are
-answered together with it, which saves their round trips. Where one of them fails, the server executes nothing up to that
-statement's Sync, and the statement raises the error."""
+"""Messages of PostgreSQL's protocol that are sent ahead of a statement of the driver, without a Sync of their own: the server
+answers them together with it, which saves their round trips. Where one of them fails, the server skips all up to the next Sync,
+which ends that statement, and the statement raises the error. A simple query has no Sync: skipped, it would not be answered."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,12 +14,6 @@ _array = Struct(">5i").pack  # dimensions, NULLs, element type, length, lower bo
 _EXECUTE = b"E\0\0\0\x09\0\0\0\0\0"  # the unnamed portal, all rows
 
 Argument = str | int | float | datetime | Sequence[str] | None
-
-
-def parse(statement: str, sql: str) -> bytes:
-    """Prepares a statement of this name; the server infers the types of its parameters."""
-    body = b"\0".join((statement.encode(), sql.encode(), TEXT))
-    return b"P" + _int32(len(body) + 4) + body
 
 
 def execute(statement: str, arguments: Sequence[Argument]) -> bytes:
@@ -43,9 +37,7 @@ def _sized(value: bytes) -> bytes:
 
 
 def _text_array(values: Sequence[str]) -> bytes:
-    if not values:
-        return _int32(0) + _int32(0) + _int32(TEXT_OID)
     return _array(1, 0, TEXT_OID, len(values), 1) + b"".join([_sized(value.encode()) for value in values])
 
 
-BEGIN = parse("", "BEGIN") + execute("", ())
+BEGIN = b"P\0\0\0\x0d\0BEGIN\0\0\0" + execute("", ())  # Parse of the unnamed statement, without parameters

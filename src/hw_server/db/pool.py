@@ -20,34 +20,58 @@ JITTER = 0.05  # share of the maximum age by which connections expire earlier, s
 
 
 class Connection(asyncpg.Connection):
-    """Times every statement."""
+    """Times every statement that is waited for."""
 
     observe: Any = None  # callable(statement, seconds), set by the pool
     expires: float = 0.0  # time.monotonic(), set by the pool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._ahead: dict[str, str] = {}  # names of prepared statements
+        self._ahead: dict[str, Any] = {}  # prepared statements by their SQL
 
     def begin(self) -> None:
-        """Starts a transaction with the next statement. `transaction()` in it is a savepoint."""
+        """Starts a transaction, whose BEGIN is answered with the first statement. `transaction()` in it is a savepoint."""
         self._top_xact = self.transaction()
         self._transport.write(ahead.BEGIN)  # type: ignore[attr-defined]
 
-    def execute_ahead(self, query: str, *args: ahead.Argument) -> None:
-        """Executes `query` with the next statement, which raises its error and gives none of its rows. For a few queries that
-        change, as they stay prepared. `args` have the types of the parameters."""
-        name = self._ahead.get(query) or f"ahead_{len(self._ahead)}"
-        message = ahead.execute(name, args)
-        if query not in self._ahead:
-            self._ahead[query] = name
-            message = ahead.parse(name, query) + message
-        self._transport.write(message)  # type: ignore[attr-defined]
-
     async def end(self, statement: str) -> None:
-        """COMMIT or ROLLBACK. With the protocol that a failure of what is ahead makes skip it: a simple query would not be."""
+        """COMMIT or ROLLBACK, not as a simple query: it is to be skipped where what was sent ahead fails."""
         self._top_xact = None  # type: ignore[assignment]
         await self.fetchval(statement)
+
+    async def execute_ahead(self, query: str, *args: ahead.Argument) -> None:
+        """Executes a query that returns no rows without waiting for its answer: the next statement raises its error. It stays
+        prepared. `args` have the types of its parameters; raises `DataError` for text that is none."""
+        statement = self._ahead.get(query)
+        if statement is None:
+            statement = self._ahead[query] = await self.prepare(query, name=f"ahead_{len(self._ahead)}")
+        try:
+            message = ahead.execute(statement.get_name(), args)
+        except UnicodeEncodeError as error:
+            raise asyncpg.DataError(str(error)) from error
+        self._transport.write(message)  # type: ignore[attr-defined]
+
+    def is_in_transaction(self) -> bool:
+        """Also where the driver does not know yet, as BEGIN is not answered."""
+        return self._top_xact is not None or bool(super().is_in_transaction())
+
+    async def executemany(self, *args: Any, **kwargs: Any) -> None:
+        await self._begun()
+        await super().executemany(*args, **kwargs)
+
+    async def prepare(self, *args: Any, **kwargs: Any) -> Any:
+        await self._begun()
+        return await super().prepare(*args, **kwargs)
+
+    async def _begun(self) -> None:
+        """Waits for the answer to BEGIN. The driver ends an `executemany` outside a transaction that fails by a ROLLBACK of its
+        own: what follows would be none of the transaction."""
+        if self._top_xact is not None and not super().is_in_transaction():
+            await self.fetchval("SELECT 1")
+
+    def terminate(self) -> None:
+        self._ahead.clear()  # they refer to the connection
+        super().terminate()
 
     async def fetch(self, query: str, *args: Any, **kwargs: Any) -> Any:
         started = perf_counter()
@@ -144,7 +168,10 @@ class Database:
                         self._wake()
                 raise
             if connection_or_room is not None:
-                return connection_or_room
+                if not connection_or_room.is_closed():
+                    return connection_or_room
+                connection_or_room.terminate()  # lost since it was released
+                self._all.discard(connection_or_room)
 
     async def _connect(self) -> Connection:
         self._connecting += 1
@@ -286,7 +313,6 @@ class InTransaction(Acquired):
         try:
             await self._connection.end("COMMIT" if error is None else "ROLLBACK")
         except BaseException as failure:
-            self._connection.expires = 0.0  # what it prepared ahead may have been skipped
             await super().__aexit__(type(failure), failure, failure.__traceback__)
             raise
         await super().__aexit__(kind, error, trace)

@@ -65,9 +65,9 @@ class AuditTrail(Protocol):
     def record(self, row: AuditRow) -> None:
         """Puts a row into the bounded queue; never waits."""
 
-    def insert(self, connection: Connection, row: AuditRow, also: Statement | None = None) -> None:
-        """Writes a row in the transaction of the change it tells of, together with its COMMIT, and in one statement with it
-        `also`, whose parameters are numbered from `len(row) + 1`."""
+    async def insert(self, connection: Connection, row: AuditRow, also: Statement | None = None) -> None:
+        """Writes a row in the transaction of the change it tells of, and in one statement with it `also`, whose parameters are
+        numbered from `len(row) + 1`. COMMIT, which is to follow, raises its error."""
 
     async def write(self, row: AuditRow) -> None:
         """Returns once the row is durable, in PostgreSQL or on disk; raises `Unavailable` where neither takes it."""

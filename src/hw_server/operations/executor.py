@@ -160,7 +160,7 @@ class Executor:
             response = None if value is None else bound.dump(value)
             row, events = _row(operation, context.call, arguments, value), context.events
             if events is None or not events.buffered:
-                self._audit.insert(context.connection, row)
+                await self._audit.insert(context.connection, row)
             else:
                 await self._insert_with_events(context.connection, row, events)
             context.committing = True
@@ -202,7 +202,7 @@ class Executor:
         """The last statement, so that ids of events are drawn after the changed rows are locked."""
         if (turns := self._outbox.ordered_topics(events.buffered)) is not None:
             await connection.execute(turns.sql, *turns.arguments)
-        self._audit.insert(connection, row, self._outbox.insertion(events.buffered, len(row) + 1))
+        await self._audit.insert(connection, row, self._outbox.insertion(events.buffered, len(row) + 1))
 
     @staticmethod
     async def _after_commit(operation: Operation, calls: AfterCommit) -> None:
