@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextvars import Context
+from functools import cache
 
 from prometheus_client import Counter
 
@@ -14,6 +15,20 @@ from hw_server.topics.store import TopicStore
 
 DEBOUNCE = 0.01  # seconds; at most one signal in each
 LOCK_SPACE = 0x6877_746F  # "hwto": the first half of the advisory locks of ordered topics
+
+
+@cache
+def _insert_one(first: int) -> str:
+    topic, data = f"${first}", f"${first + 1}"
+    return f"INSERT INTO topic_outbox (partition, topic, data) VALUES (topic_partition({topic}), {topic}, {data})"  # noqa: S608
+
+
+@cache
+def _insert_many(first: int) -> str:
+    return (
+        "INSERT INTO topic_outbox (partition, topic, data) SELECT topic_partition(topic), topic, data "  # noqa: S608
+        f"FROM unnest(${first}::text[], ${first + 1}::text[]) WITH ORDINALITY AS event (topic, data, n) ORDER BY n"
+    )
 
 
 class PostgresOutbox:
@@ -42,11 +57,13 @@ class PostgresOutbox:
         return Statement(sql, [topics])
 
     def insertion(self, events: Sequence[Event], first: int) -> Statement:
-        sql = (
-            "INSERT INTO topic_outbox (partition, topic, data) SELECT topic_partition(topic), topic, data "  # noqa: S608
-            f"FROM unnest(${first}::text[], ${first + 1}::text[]) WITH ORDINALITY AS event (topic, data, n) ORDER BY n"
+        if len(events) == 1:
+            # The most frequent; less to plan and to run than a function that returns rows.
+            [event] = events
+            return Statement(_insert_one(first), (event.topic, event.data.decode()))
+        return Statement(
+            _insert_many(first), ([event.topic for event in events], [event.data.decode() for event in events])
         )
-        return Statement(sql, ([event.topic for event in events], [event.data.decode() for event in events]))
 
     def committed(self) -> None:
         if not self._scheduled:
