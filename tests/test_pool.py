@@ -235,14 +235,14 @@ async def test_what_is_sent_ahead_arrives_as_it_is(stack: Stack, sent: tuple[Any
         assert [tuple(row) for row in rows] == [expected] * 3
 
 
-@pytest.mark.parametrize(("title", "error"), [("", InvalidInput), ("a\0b", InvalidInput), ("\ud800", InvalidInput)])
+@pytest.mark.parametrize("title", ["", "a\0b", "\ud800"])
 async def test_a_failure_of_what_is_sent_ahead_undoes_all(
-    stack: Stack, database: asyncpg.Connection, title: str, error: type[Exception]
+    stack: Stack, database: asyncpg.Connection, title: str
 ) -> None:
     first, count = f"ahead {uuid4()}", "SELECT count(*) FROM notes WHERE title = $1"
     async with pool(stack, HW_DATABASE__POOL_MAX="1") as db:
         for _ in range(2):
-            with pytest.raises(error):
+            with pytest.raises(InvalidInput):
                 await insert_ahead(db, first, title)
             assert await database.fetchval(count, first) == 0
         await insert_ahead(db, first, f"{first}, too")

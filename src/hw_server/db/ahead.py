@@ -15,29 +15,31 @@ _EXECUTE = b"E\0\0\0\x09\0\0\0\0\0"  # the unnamed portal, all rows
 
 Argument = str | int | float | datetime | Sequence[str] | None
 
+SCALARS = (str, int, float, datetime)
+
 
 def execute(statement: str, arguments: Sequence[Argument]) -> bytes:
     """Bind and Execute of a prepared statement, by its name. Raises `UnicodeEncodeError` for a lone surrogate."""
-    formats, values = [], []
-    for argument in arguments:
-        if argument is None or isinstance(argument, str | int | float | datetime):
-            formats.append(TEXT)
-            text = argument if isinstance(argument, str) else "" if argument is None else str(argument)
-            values.append(NULL if argument is None else _sized(text.encode()))
-        else:
-            formats.append(BINARY)
-            values.append(_sized(_text_array(argument)))
+    # As text, but for arrays, whose parts would need quotes.
+    formats = [TEXT if isinstance(argument, SCALARS) or argument is None else BINARY for argument in arguments]
+    values = [_value(argument) for argument in arguments]
     count = _int16(len(arguments))
     body = b"".join((b"\0", statement.encode(), b"\0", count, *formats, count, *values, b"\0\0"))
     return b"B" + _int32(len(body) + 4) + body + _EXECUTE
 
 
+def _value(argument: Argument) -> bytes:
+    if argument is None:
+        return NULL
+    if isinstance(argument, str):
+        return _sized(argument.encode())
+    if isinstance(argument, SCALARS):
+        return _sized(str(argument).encode())
+    return _sized(_array(1, 0, TEXT_OID, len(argument), 1) + b"".join([_sized(part.encode()) for part in argument]))
+
+
 def _sized(value: bytes) -> bytes:
     return _int32(len(value)) + value
-
-
-def _text_array(values: Sequence[str]) -> bytes:
-    return _array(1, 0, TEXT_OID, len(values), 1) + b"".join([_sized(value.encode()) for value in values])
 
 
 BEGIN = b"P\0\0\0\x0d\0BEGIN\0\0\0" + execute("", ())  # Parse of the unnamed statement, without parameters
