@@ -276,12 +276,12 @@ class Bench:
         )
         command = [sys.executable, "-m", "bench.fanout", f"{self.url}/web", self.token, str(FANOUT), str(MISSED)]
         with self.ours(**WITH_TOPICS):
-            told = [
+            seconds = [
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
                 for _ in range(self.rounds)
             ]
         self.report.value(
-            f"{FANOUT} sockets come back at once, {MISSED} missed each", "-", f"{median(map(float, told)):.1f} s", "-",
+            f"{FANOUT} sockets come back at once, {MISSED} missed each", "-", f"{median(map(float, seconds)):.1f} s", "-",
             "5 s (aim 1.5)",
         )  # fmt: skip
 

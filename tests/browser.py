@@ -5,12 +5,14 @@ from contextlib import suppress
 from playwright.sync_api import Browser, Error, Locator, Page
 
 
-def execute(browser: Browser, url: str, user: str, operation: str = "me.get", told: list[str] | None = None) -> Locator:
-    """Signs in on the API page, executes an operation there, and gives back the table of its responses. `told` takes what the
+def execute(
+    browser: Browser, url: str, user: str, operation: str = "me.get", console: list[str] | None = None
+) -> Locator:
+    """Signs in on the API page, executes an operation there, and gives back the table of its responses. `console` takes what the
     browser has to say of the page, such as what its policy forbids."""
     page = browser.new_page()
-    if told is not None:
-        page.on("console", lambda message: told.append(message.text))
+    if console is not None:
+        page.on("console", lambda message: console.append(message.text))
     page.goto(f"{url}/docs")
     page.wait_for_selector(".opblock")
     for _ in range(3):  # a click while the page is being built may be lost
@@ -33,9 +35,9 @@ def execute(browser: Browser, url: str, user: str, operation: str = "me.get", to
     return block.locator(".live-responses-table .response")
 
 
-def sign_in_and_ask(browser: Browser, url: str, user: str, told: list[str] | None = None) -> str:
+def sign_in_and_ask(browser: Browser, url: str, user: str, console: list[str] | None = None) -> str:
     """What the API page shows as the answer to `me.get`."""
-    return execute(browser, url, user, told=told).locator(".highlight-code, .microlight").first.inner_text()
+    return execute(browser, url, user, console=console).locator(".highlight-code, .microlight").first.inner_text()
 
 
 def log_in(window: Page, user: str) -> None:

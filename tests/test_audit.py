@@ -408,8 +408,8 @@ async def test_ended_sessions_and_refreshed_tokens_have_their_rows(guarded: Runn
     sid, sub = uuid.uuid4().hex, uuid.uuid4().hex
     async with guarded.client(provider.token()) as auditor, guarded.socket(provider.token(sub=sub)) as socket_:
         await socket_.call("session.refresh", token=provider.token(sub=sub, sid=sid))
-        told = await asyncio.to_thread(hw, "sessions", "end", sid, **guarded.environment)
-        assert (told.stdout, told.stderr) == ("ended\n", "")
+        result = await asyncio.to_thread(hw, "sessions", "end", sid, **guarded.environment)
+        assert (result.stdout, result.stderr) == ("ended\n", "")
         await asyncio.to_thread(hw, "sessions", "end-user", sub, **guarded.environment)
         refreshed = await until(lambda: rows(auditor, action="session.refresh", user=sub))
         ended = await rows(auditor, resource=f"sessions/{sid}", action="sessions.end")

@@ -98,9 +98,9 @@ def unread(shell: Shell, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     os.close(reader)
     command = [sys.executable, "-m", "hw_server.cli", *arguments]
     environment = {**os.environ, "HW_STATE": str(shell.state)}
-    told = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, cwd=PROJECT, check=False)
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, cwd=PROJECT, check=False)
     os.close(writer)
-    return told
+    return result
 
 
 def test_audit_ends_quietly_where_nobody_reads(shell: Shell) -> None:
@@ -112,8 +112,8 @@ def test_audit_ends_quietly_where_nobody_reads(shell: Shell) -> None:
 def test_up_goes_on_where_nobody_reads(shell: Shell) -> None:
     shell.up()
     shell.run("down", "nanoidp")
-    told = unread(shell, "up", *(part for pair in shell.ports.items() for part in pair))
-    assert (told.returncode, told.stderr) == (0, b"")
+    result = unread(shell, "up", *(part for pair in shell.ports.items() for part in pair))
+    assert (result.returncode, result.stderr) == (0, b"")
     assert shell.status()["nanoidp"]["state"] == "running"
 
 
@@ -256,8 +256,8 @@ def test_config_masks_secrets_in_addresses(tmp_path: Path) -> None:
 
 
 def test_config_show_is_not_cut_where_no_terminal_is(tmp_path: Path) -> None:
-    told = Shell(tmp_path).run("config", "show", COLUMNS="40", HW_HTTP__PUBLIC_URL=f"https://{'a' * 200}.example.org")
-    assert f"  https://{'a' * 200}.example.org  Where clients reach the server; used in documents.\n" in told.stdout
+    result = Shell(tmp_path).run("config", "show", COLUMNS="40", HW_HTTP__PUBLIC_URL=f"https://{'a' * 200}.example.org")
+    assert f"  https://{'a' * 200}.example.org  Where clients reach the server; used in documents.\n" in result.stdout
 
 
 def test_version(tmp_path: Path) -> None:

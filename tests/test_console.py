@@ -252,10 +252,10 @@ def offset(page: Page) -> int:
 
 def test_a_topic_that_is_refused_is_told(rooms: Running, browser: Browser) -> None:
     page = signed_in(browser, rooms)
-    for topic, told in (("rooms/{id}", "in the place of {id}"), ("nothing", "no topic"), ("rooms/1001", "may not")):
+    for topic, problem in (("rooms/{id}", "in the place of {id}"), ("nothing", "no topic"), ("rooms/1001", "may not")):
         page.fill("#topic", topic)
         page.click("#subscribe button")
-        expect(page.locator("#topic-problem")).to_contain_text(told)
+        expect(page.locator("#topic-problem")).to_contain_text(problem)
     expect(page.locator("#subscriptions li")).to_have_count(0)
 
 

@@ -36,9 +36,9 @@ def test_no_page_lets_foreign_scripts_in(local: Running, path: str) -> None:
 
 
 def test_nothing_of_the_page_is_against_its_policy(local: Running, browser: Browser) -> None:
-    told: list[str] = []
-    sign_in_and_ask(browser, local.environment["HW_HTTP__PUBLIC_URL"], "alice", told=told)
-    assert [text for text in told if "Content Security Policy" in text] == []
+    console: list[str] = []
+    sign_in_and_ask(browser, local.environment["HW_HTTP__PUBLIC_URL"], "alice", console=console)
+    assert [text for text in console if "Content Security Policy" in text] == []
 
 
 @pytest.mark.parametrize("off", ["HW_HTTP__DOCS", "HW_HTTP__CONSOLE"])

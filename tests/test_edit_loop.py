@@ -149,8 +149,8 @@ def allowed(port: str) -> bool:
 def test_a_front_end_on_another_origin_signs_in(shell: Shell, shop: Shop) -> None:
     up(shell, shop)
     assert not allowed(shell.ports["--port"])
-    told = up(shell, shop, "--origin", ORIGIN, "--origin", "http://localhost:5174").stdout
-    assert "nanoidp is restarted" in told
+    output = up(shell, shop, "--origin", ORIGIN, "--origin", "http://localhost:5174").stdout
+    assert "nanoidp is restarted" in output
     assert allowed(shell.ports["--port"])
     query = {
         "response_type": "code", "client_id": "hw-web", "redirect_uri": f"{ORIGIN}/callback", "state": "x",
@@ -166,8 +166,8 @@ async def test_logs_are_readable(shell: Shell, shop: Shop) -> None:
     up(shell, shop)
     word(f"http://127.0.0.1:{shell.ports['--port']}")
     await until(lambda: "[info] request method=GET route=/api/word status=200" in shell.run("logs").stdout)
-    told = shell.run("logs").stdout
-    assert "\x1b" not in told, "no colours where no terminal is"
+    output = shell.run("logs").stdout
+    assert "\x1b" not in output, "no colours where no terminal is"
     assert "\x1b" in (shell.state / "logs/hw-server.log").read_text()
     up(shell, shop, HW_LOG__FORMAT="json")
     assert json.loads(shell.run("logs", "-n", "1").stdout)["event"]
@@ -203,8 +203,8 @@ async def test_a_traceback_is_text_on_the_console(serve: Serve, tmp_path: Path) 
     with serve(**shop.settings, HW_LOG__FORMAT="console") as running:
         async with running.client() as client:
             assert (await client.get("/api/word")).status_code == 500
-        [told] = await until(lambda: [text for text in [running.log_file.read_text()] if "RuntimeError: oh" in text])
-    assert 'raise RuntimeError("oh")\n' in told
+        [output] = await until(lambda: [text for text in [running.log_file.read_text()] if "RuntimeError: oh" in text])
+    assert 'raise RuntimeError("oh")\n' in output
 
 
 def test_options_of_the_command_are_no_settings() -> None:

@@ -155,8 +155,8 @@ async def accepted(running: Running, token: str) -> bool:
 
 
 async def end_by_command(running: Running, sub: str) -> None:
-    told = await asyncio.to_thread(hw, "sessions", "end-user", sub, **running.environment)
-    assert told.stdout == f"ended all sessions of {sub}\n", told.stderr
+    result = await asyncio.to_thread(hw, "sessions", "end-user", sub, **running.environment)
+    assert result.stdout == f"ended all sessions of {sub}\n", result.stderr
 
 
 async def end_by_provider(running: Running, sub: str, provider: Provider) -> None:

@@ -55,9 +55,9 @@ def interrupted(words: str, *arguments: str, folder: Path = PROJECT, **environme
         assert process.stdout is not None
         assert any(words in line for line in process.stdout)
         os.killpg(process.pid, signal.SIGINT)
-        told, _ = process.communicate(timeout=60)
-    assert ("Traceback" in told, "Error" in told) == (False, False), told
-    return told
+        output, _ = process.communicate(timeout=60)
+    assert ("Traceback" in output, "Error" in output) == (False, False), output
+    return output
 
 
 @pytest.fixture
@@ -75,11 +75,11 @@ def copy(tmp_path: Path) -> Path:
 def test_ctrl_c_says_what_still_runs() -> None:
     with Shell.temporary() as shell:
         ports = " ".join(part for pair in shell.ports.items() for part in pair)
-        told = interrupted("valkey is ready", "up", f"ARGS={ports}", HW_STATE=str(shell.state))
-        assert "interrupted; still running: postgresql, valkey" in told
+        output = interrupted("valkey is ready", "up", f"ARGS={ports}", HW_STATE=str(shell.state))
+        assert "interrupted; still running: postgresql, valkey" in output
         assert make("up", f"ARGS={ports}", HW_STATE=str(shell.state)).returncode == 0
-        told = interrupted("started", "logs", HW_STATE=str(shell.state))
-        assert "still running: postgresql, valkey, nanoidp, hw-server" in told
+        output = interrupted("started", "logs", HW_STATE=str(shell.state))
+        assert "still running: postgresql, valkey, nanoidp, hw-server" in output
 
 
 def test_ctrl_c_is_not_lost_in_a_finalizer() -> None:
@@ -89,8 +89,8 @@ def test_ctrl_c_is_not_lost_in_a_finalizer() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "now\n"
         process.send_signal(signal.SIGINT)
-        told, _ = process.communicate(timeout=15)
-    assert (process.returncode, told) == (130, "")
+        output, _ = process.communicate(timeout=15)
+    assert (process.returncode, output) == (130, "")
 
 
 def test_an_interrupted_venv_is_not_complete(copy: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_moved_environment_is_made_anew(copy: Path) -> None:
     hw.write_text(f"#!{copy}/.venv/bin/python\n")
     assert make("-q", "venv", folder=copy).returncode == 0
     hw.write_text("#!/elsewhere/.venv/bin/python\n")
-    told = make("venv", "PYTHON=python9", folder=copy).stdout
-    assert "this folder was moved or copied" in told
+    output = make("venv", "PYTHON=python9", folder=copy).stdout
+    assert "this folder was moved or copied" in output
     assert not (copy / ".venv/complete").exists()
 
 
@@ -133,9 +133,9 @@ def test_lock_says_how_to_get_uv(copy: Path, tmp_path_factory: pytest.TempPathFa
 def test_the_packages_are_listed_and_looked_up() -> None:
     listed = make("sbom")
     assert listed.returncode == 0, listed.stderr
-    told = json.loads((PROJECT / "sbom.json").read_text())
+    document = json.loads((PROJECT / "sbom.json").read_text())
     pinned = re.findall(r"^([\w.-]+)==", (PROJECT / "requirements/base.txt").read_text(), re.M)
-    assert {part["name"].lower() for part in told["components"]} == {name.lower() for name in pinned}
+    assert {part["name"].lower() for part in document["components"]} == {name.lower() for name in pinned}
     nowhere = make("audit", HTTPS_PROXY="http://127.0.0.1:1", https_proxy="http://127.0.0.1:1")
     assert nowhere.returncode != 0
     assert "https://api.osv.dev/v1/query is out of reach; behind a proxy set HTTPS_PROXY" in nowhere.stdout
@@ -175,9 +175,11 @@ def test_a_vulnerable_package_is_named(bad: str) -> None:
     Osv.bad, Osv.asked = bad, set()
     with ThreadingHTTPServer(("127.0.0.1", 0), Osv) as mirror:
         threading.Thread(target=mirror.serve_forever, daemon=True).start()
-        told = make("audit", OSV_URL=f"http://127.0.0.1:{mirror.server_port}/v1/query", NO_PROXY="127.0.0.1")
+        result = make("audit", OSV_URL=f"http://127.0.0.1:{mirror.server_port}/v1/query", NO_PROXY="127.0.0.1")
         mirror.shutdown()
-    assert (told.returncode == 0, "OSV-2026-1" in told.stdout) == (not bad, bool(bad)), told.stdout + told.stderr
+    assert (result.returncode == 0, "OSV-2026-1" in result.stdout) == (not bad, bool(bad)), (
+        result.stdout + result.stderr
+    )
     pinned = "".join(
         (PROJECT / f"requirements/{name}.txt").read_text() for name in ("base", "dev", "keycloak", "audit")
     )

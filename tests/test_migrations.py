@@ -104,7 +104,7 @@ def test_a_file_that_is_none_is_named(copy: Copy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "problem"),
     [
         ('op.execute("DROP TABLE books")', "drops a table"),
         ('op.execute("ALTER TABLE books DROP isbn")', "drops a column"),
@@ -121,9 +121,9 @@ def test_a_file_that_is_none_is_named(copy: Copy) -> None:
         ('op.execute("SELECT 1; DO $$ BEGIN DROP TABLE books; END $$")', "drops a table"),
     ],
 )
-def test_what_the_release_before_does_not_survive_is_named(statement: str, told: str) -> None:
+def test_what_the_release_before_does_not_survive_is_named(statement: str, problem: str) -> None:
     source = f"def upgrade():\n    {statement}\n\ndef downgrade():\n    op.execute('DROP TABLE books')\n"
-    assert contractions(ast.parse(source)) == [told]
+    assert contractions(ast.parse(source)) == [problem]
     assert contractions(ast.parse(f'contract = "no release reads isbn since 0.2"\n{source}')) == []
 
 

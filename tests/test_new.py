@@ -113,8 +113,8 @@ def test_a_migration_that_nobody_applied_goes_without_a_trace(untouched: Copy, t
     before = copy.files()
     copy.hw("new resource loan_cards --belongs-to authors")
     copy.hw("new resource people --singular person")
-    told = copy.hw("remove resource loan_cards --migration delete")
-    assert "hw migrate stamp" in told
+    output = copy.hw("remove resource loan_cards --migration delete")
+    assert "hw migrate stamp" in output
     copy.check("migrations", "format")
     copy.hw("remove resource people --migration delete")
     assert copy.files() == before
@@ -150,9 +150,9 @@ def test_what_cannot_be_is_refused_with_what_is_expected(untouched: Copy, comman
 def test_a_dry_run_and_a_failure_change_nothing(untouched: Copy, tmp_path: Path) -> None:
     copy = Copy.of(untouched.root, tmp_path)
     before = copy.files()
-    told = copy.hw("new resource books --dry-run").splitlines()
-    assert "new      src/hw_server/books/models.py" in told
-    assert "changed  docker/keycloak/hw-realm.production.json" in told
+    output = copy.hw("new resource books --dry-run").splitlines()
+    assert "new      src/hw_server/books/models.py" in output
+    assert "changed  docker/keycloak/hw-realm.production.json" in output
     copy.hw("remove resource authors --dry-run")
     assert copy.files() == before
     (copy.root / "pyproject.toml").write_text("[tool.ruff]\nnonsense = 1\n")
@@ -190,11 +190,11 @@ def numbered(text: str) -> str:
 
 def test_the_document_shows_what_is_written(untouched: Copy, tmp_path: Path) -> None:
     copy = Copy.of(untouched.root, tmp_path)
-    told = [line.split() for line in copy.hw("new resource books --belongs-to authors").splitlines() if line]
+    lines = [line.split() for line in copy.hw("new resource books --belongs-to authors").splitlines() if line]
     shown = {numbered(path): numbered(text) for [path], text in blocks("title")}
-    written = {path for state, path, *_ in told if state == "new" and not path.endswith("tests/books/__init__.py")}
+    written = {path for state, path, *_ in lines if state == "new" and not path.endswith("tests/books/__init__.py")}
     assert {numbered(path): numbered((copy.root / path).read_text()) for path in written} == shown
-    changed = {path for state, path, *_ in told if state == "changed"}
+    changed = {path for state, path, *_ in lines if state == "changed"}
     assert changed == {path for paths, _ in blocks("in") for path in paths}
     for paths, text in blocks("in"):
         assert all(text in (copy.root / path).read_text() for path in paths), text

@@ -44,15 +44,15 @@ class Replicas:
         }  # fmt: skip
 
     async def hw(self, *arguments: str, **environment: str) -> str:
-        told = await asyncio.to_thread(self._shell.run, *arguments, **self._environment, **environment)
-        assert told.returncode == 0, told.stdout + told.stderr
-        return told.stdout
+        result = await asyncio.to_thread(self._shell.run, *arguments, **self._environment, **environment)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
 
     async def up(self) -> str:
         ports = (part for pair in self._shell.ports.items() for part in pair)
-        told = await self.hw("up", *ports, "--replicas", "3")
-        self.proxy = int(re.findall(r"127.0.0.1:(\d+)/dashboard/", told)[0])
-        return told
+        output = await self.hw("up", *ports, "--replicas", "3")
+        self.proxy = int(re.findall(r"127.0.0.1:(\d+)/dashboard/", output)[0])
+        return output
 
     def pids(self) -> dict[str, Any]:
         return {name: item["pid"] for name, item in self._shell.status().items() if name in SERVERS}
@@ -199,11 +199,11 @@ async def test_a_rolling_restart_fails_nothing(replicas: Replicas) -> None:
     before, unanswered = replicas.pids(), await replicas.unanswered()
     load = Load(replicas)
     async with load.running(room=1):
-        told = await replicas.hw("restart", "--rolling")
+        output = await replicas.hw("restart", "--rolling")
     # A server is asked nothing any more before it closes; without its drain each of the three leaves several writers unanswered.
     assert await replicas.unanswered() - unanswered < WRITERS
     assert (load.failures, load.lost) == ([[]] * WRITERS, [[]] * SOCKETS)
-    assert [line.strip() for line in told.splitlines()[:3]] == [f"{name} serves again" for name in SERVERS]
+    assert [line.strip() for line in output.splitlines()[:3]] == [f"{name} serves again" for name in SERVERS]
     assert not set(before.values()) & set(replicas.pids().values())
 
 

@@ -146,8 +146,8 @@ async def test_an_installation_of_one_role_becomes_one_of_two(serve: Serve, fres
 
 
 def test_the_serving_process_refuses_the_owner_s_secret() -> None:
-    told = hw("serve", HW_DATABASE__OWNER_URL="postgresql://hw_owner:x@127.0.0.1:1/hw_db")
-    assert (told.returncode, told.stderr.partition(":")[0]) == (2, "database.owner_url")
+    result = hw("serve", HW_DATABASE__OWNER_URL="postgresql://hw_owner:x@127.0.0.1:1/hw_db")
+    assert (result.returncode, result.stderr.partition(":")[0]) == (2, "database.owner_url")
 
 
 async def test_a_right_given_by_a_migration_stays(fresh: Callable[..., object]) -> None:

@@ -40,7 +40,7 @@ async def rows(filing: Running, token: Token, answer: httpx.Response) -> list[di
         return await until(found)  # type: ignore[no-any-return]
 
 
-def told(row: dict[str, Any]) -> tuple[Any, ...]:
+def summary(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("username", "action", "resource", "outcome", "status", "error"))
 
 
@@ -80,7 +80,7 @@ async def test_a_change_is_recorded_before_its_answer(filing: Running, token: To
         answer = await alice.put(f"/api/files/{name}", content=b"hello")
         query = {"request_id": answer.headers["x-request-id"]}
         [row] = (await dave.get("/api/audit-logs", params=query)).json()["items"]
-    assert told(row) == ("alice", "files.upload", f"files/{name}", "success", 204, None)
+    assert summary(row) == ("alice", "files.upload", f"files/{name}", "success", 204, None)
 
 
 async def test_refusals_and_failures_are_recorded(filing: Running, token: Token) -> None:
@@ -96,7 +96,7 @@ async def test_refusals_and_failures_are_recorded(filing: Running, token: Token)
     ):
         async with filing.client(token(user) if user else None) as client:
             answer = await client.request(method, f"/api/files/{path}", json=json)
-        assert [told(row) for row in await rows(filing, token, answer)] == [(user, *expected)]
+        assert [summary(row) for row in await rows(filing, token, answer)] == [(user, *expected)]
 
 
 async def test_a_row_that_cannot_be_stored_costs_no_other(filing: Running, token: Token) -> None:

@@ -27,9 +27,9 @@ UNLIMITED = {"HW_RATELIMIT__HTTP_PER_MINUTE": "10000000", "HW_LOG__REQUESTS": "f
 def tried(running: Running, token: str, folder: Path) -> None:
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{running.url}/openapi.json", *OPTIONS]
     header = f"Authorization: Bearer {token}"
-    told = subprocess.run([*command, "--header", header], cwd=folder, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stdout[-20_000:] + told.stderr[-2_000:]
-    assert re.search(r"\d{3,} generated", told.stdout), told.stdout
+    result = subprocess.run([*command, "--header", header], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-20_000:] + result.stderr[-2_000:]
+    assert re.search(r"\d{3,} generated", result.stdout), result.stdout
     assert "Traceback" not in running.log_file.read_text()
 
 

@@ -34,7 +34,7 @@ def test_importing_opens_nothing_and_reads_no_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "line", "told"),
+    ("module", "line", "message"),
     [
         ("http/addresses.py", "import hw_server.ws.codes", "hw_server.http.addresses -> hw_server.ws.codes"),
         ("http/addresses.py", "from ..ws import codes", "hw_server.http.addresses -> hw_server.ws.codes"),
@@ -44,14 +44,14 @@ def test_importing_opens_nothing_and_reads_no_setting() -> None:
         ("topics/feed.py", "from hw_server import new", "hw_server.topics.feed imports hw_server.new"),
     ],
 )
-def test_an_import_of_the_wrong_way_is_refused(wrong: Copy, module: str, line: str, told: str) -> None:
+def test_an_import_of_the_wrong_way_is_refused(wrong: Copy, module: str, line: str, message: str) -> None:
     path = wrong.root / "src/hw_server" / module
     before = path.read_text()
     path.write_text(f"{before}\n{line}\n")
     result = wrong.run("lint-imports")
     path.write_text(before)
     assert result.returncode != 0
-    assert told in result.stdout
+    assert message in result.stdout
 
 
 @pytest.fixture(scope="module")

@@ -57,8 +57,8 @@ async def test_its_life_is_told(alice: httpx.AsyncClient, server: Running, token
         changed = (await alice.patch(path, json={"bio": "x"})).json()
         replaced = (await alice.put(path, json={"name": made["name"], "bio": "y"})).json()
         assert (await alice.delete(path)).status_code == 204
-        told = [event async for event in events_of(socket, made["id"], 4)]
-    assert told == [
+        events = [event async for event in events_of(socket, made["id"], 4)]
+    assert events == [
         {"action": "created", "author": made},
         {"action": "updated", "author": changed},
         {"action": "updated", "author": replaced},

@@ -82,15 +82,15 @@ async def test_a_closed_client_says_so(bob: Client) -> None:
 
 async def test_the_token_is_renewed_before_it_expires(serve: Serve, provider: Provider) -> None:
     lifetimes = iter((4, 300, 300))
-    told: list[dict[str, Any]] = []
+    notices: list[dict[str, Any]] = []
 
     async def fresh() -> str:
         return provider.token(exp=int(time.time()) + next(lifetimes), sid="renewed")
 
     with serve(**provider.settings(), **ROOMS) as running:
         async with Client(running.url, token=fresh, trust_env=False) as client:
-            client.on("session.expiring", told.append)
-            await until(lambda: told)
+            client.on("session.expiring", notices.append)
+            await until(lambda: notices)
             refreshed = 'ws_rpc_duration_seconds_count{code="ok",method="session.refresh"}'
 
             async def is_refreshed() -> bool:

@@ -27,9 +27,11 @@ CLIENT = "hw-client"  # the namespace of those who call the server
 
 
 def run(*command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-    told = subprocess.run(command, env=ENVIRONMENT, cwd=PROJECT, capture_output=True, text=True, check=False, **options)
-    assert not check or told.returncode == 0, f"{command}: {told.stdout}\n{told.stderr}"
-    return told
+    result = subprocess.run(
+        command, env=ENVIRONMENT, cwd=PROJECT, capture_output=True, text=True, check=False, **options
+    )
+    assert not check or result.returncode == 0, f"{command}: {result.stdout}\n{result.stderr}"
+    return result
 
 
 def kubectl(*arguments: str, check: bool = True, **options: Any) -> str:
@@ -58,8 +60,8 @@ def commands(heading: str, overlay: Path) -> str:
 
 def follow(heading: str, overlay: Path) -> str:
     """Runs them; what they print."""
-    told = run("bash", "-euxc", commands(heading, overlay), timeout=600)
-    return told.stdout + told.stderr
+    result = run("bash", "-euxc", commands(heading, overlay), timeout=600)
+    return result.stdout + result.stderr
 
 
 def ready_pods() -> list[str]:
@@ -126,9 +128,9 @@ class Caller:
 
     def result(self) -> dict[str, Any]:
         until(lambda: self.phase in ("Succeeded", "Failed"), 240)
-        told = kubectl("logs", self.name, "-n", CLIENT)
-        assert self.phase == "Succeeded", told
-        return dict(json.loads(told.splitlines()[-1]))
+        output = kubectl("logs", self.name, "-n", CLIENT)
+        assert self.phase == "Succeeded", output
+        return dict(json.loads(output.splitlines()[-1]))
 
 
 @pytest.fixture(scope="session")
@@ -160,10 +162,10 @@ def node() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def installed(node: None) -> str:
     """What the commands of the section "Install" printed."""
-    told = follow("Install", HERE / "overlay")
+    output = follow("Install", HERE / "overlay")
     kubectl("create", "namespace", CLIENT)
     kubectl("label", "namespace", CLIENT, "hw-server/client=true", "pod-security.kubernetes.io/enforce=restricted")
     kubectl("create", "configmap", "load", "-n", CLIENT, "--from-file", str(HERE / "load.py"))
     kubectl("create", "configmap", "client", "-n", CLIENT, "--from-file", str(PROJECT / "clients/python/src/hw_client"))
     until(lambda: run("kubectl", "top", "pods", "-n", "hw", check=False).returncode == 0)
-    return told
+    return output

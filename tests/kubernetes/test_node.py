@@ -52,10 +52,10 @@ def test_a_pod_that_is_not_restricted_is_refused() -> None:
 def test_the_production_overlay_is_accepted_by_every_schema() -> None:
     overlay = str(PROJECT / "deploy/kubernetes/overlays/production")
     dry = ("--server-side", "--dry-run=server", "--force-conflicts")
-    told = run("kubectl", "apply", *dry, "-k", overlay, "-l", NOT_THE_JOB)
-    assert "would violate" not in told.stderr  # Pod Security
+    result = run("kubectl", "apply", *dry, "-k", overlay, "-l", NOT_THE_JOB)
+    assert "would violate" not in result.stderr  # Pod Security
     assert {"httproute.gateway", "servicemonitor.monitoring", "networkpolicy.networking"} <= {
-        ".".join(line.split("/")[0].split(".")[:2]) for line in told.stdout.splitlines()
+        ".".join(line.split("/")[0].split(".")[:2]) for line in result.stdout.splitlines()
     }
     script = PROJECT / "deploy/kubernetes/components/monitoring/prometheus-rules.sh"
     rules = run(str(script)).stdout
@@ -92,9 +92,9 @@ def test_an_eviction_waits_for_the_budget(tmp_path: Path) -> None:
     def evict(pod: str) -> bool:
         eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": "hw"}}
         path = f"/api/v1/namespaces/hw/pods/{pod}/eviction"
-        told = run("kubectl", "create", "--raw", path, "-f", "-", input=json.dumps(eviction), check=False)
-        assert told.returncode == 0 or "disruption budget" in told.stderr
-        return told.returncode == 0
+        result = run("kubectl", "create", "--raw", path, "-f", "-", input=json.dumps(eviction), check=False)
+        assert result.returncode == 0 or "disruption budget" in result.stderr
+        return result.returncode == 0
 
     assert (evict(first), evict(second)) == (True, False)
     until(lambda: evict(second))

@@ -35,9 +35,9 @@ V1, V2 = "docker-compose", str(WORK / "compose-v2")
 
 
 def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    told = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600)
-    assert not check or told.returncode == 0, f"{command}: {told.stdout}\n{told.stderr}"
-    return told
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600)
+    assert not check or result.returncode == 0, f"{command}: {result.stdout}\n{result.stderr}"
+    return result
 
 
 def blocks(heading: str, document: str = "docs/deployment/operations.md") -> str:
@@ -51,12 +51,12 @@ def operate(script: str, folder: Path, overlay: str = "", **variables: str) -> N
     if not (folder / "docker").exists():
         (folder / "docker").symlink_to(PROJECT / "docker")
     compose = f"compose='docker compose -f docker/docker-compose.yml {overlay}'"
-    told = subprocess.run(
+    result = subprocess.run(
         ["bash", "-euc", f"{compose}\n{script}"],
         cwd=folder, env={**ENVIRONMENT, "COMPOSE_PROJECT_NAME": "hwstack", **variables},
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def compose(program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -206,9 +206,9 @@ def loki(expression: str, wait: float = 30, **arguments: Any) -> list[dict[str, 
     url = f"http://{address('hw-loki')}:3100/loki/api/v1/query_range"
     deadline = time.monotonic() + wait
     while True:
-        told = httpx.get(url, params={"query": expression, "since": "10m", **arguments})
-        assert told.status_code == 200, (expression, told.text)
-        found: list[dict[str, Any]] = told.json()["data"]["result"]
+        response = httpx.get(url, params={"query": expression, "since": "10m", **arguments})
+        assert response.status_code == 200, (expression, response.text)
+        found: list[dict[str, Any]] = response.json()["data"]["result"]
         if found or time.monotonic() > deadline:
             return found
         time.sleep(1)

@@ -26,8 +26,8 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(script: Path, queries: list[str]) -> list[str]:
-    told = subprocess.run(["node", script], input=json.dumps(queries), capture_output=True, text=True, check=True)
-    found: list[str] = json.loads(told.stdout)
+    result = subprocess.run(["node", script], input=json.dumps(queries), capture_output=True, text=True, check=True)
+    found: list[str] = json.loads(result.stdout)
     return found
 
 

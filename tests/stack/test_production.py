@@ -66,17 +66,17 @@ def render(**variables: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def services(images: None) -> dict[str, Any]:
-    told = render(**VARIABLES)
-    assert told.returncode == 0, told.stderr
-    found: dict[str, Any] = json.loads(told.stdout)["services"]
+    result = render(**VARIABLES)
+    assert result.returncode == 0, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)["services"]
     return found
 
 
 @pytest.mark.parametrize("missing", VARIABLES)
 def test_refuses_to_start_without(missing: str) -> None:
-    told = render(**{name: value for name, value in VARIABLES.items() if name != missing})
-    assert told.returncode != 0
-    assert missing in told.stderr
+    result = render(**{name: value for name, value in VARIABLES.items() if name != missing})
+    assert result.returncode != 0
+    assert missing in result.stderr
 
 
 def test_publishes_the_proxys_two_ports_only(services: dict[str, Any]) -> None:
@@ -119,8 +119,10 @@ def test_a_server_does_not_migrate_and_the_migration_does(services: dict[str, An
 
 
 def test_several_servers_drain_longer_than_traefik_asks(images: None) -> None:
-    told = overlay("-f", str(PROJECT / "docker/docker-compose.replicas.yml"), "config", "--format", "json", **VARIABLES)
-    server = json.loads(told.stdout)["services"]["hw-server"]
+    result = overlay(
+        "-f", str(PROJECT / "docker/docker-compose.replicas.yml"), "config", "--format", "json", **VARIABLES
+    )
+    server = json.loads(result.stdout)["services"]["hw-server"]
     labels, balancer = server["labels"], "traefik.http.services.fastapi.loadbalancer.healthcheck"
     assert (server["environment"]["HW_HTTP__DRAIN_DELAY"], "container_name" in server) == ("5", False)
     assert (labels[f"{balancer}.path"], labels[f"{balancer}.interval"]) == ("/health/ready", "2s")
@@ -218,18 +220,18 @@ def secret_files(folder: Path, **others: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["hw_db_password", "redis_password"])
 def test_a_development_secret_is_refused(tmp_path: Path, images: None, name: str) -> None:
-    told = overlay("run", "--rm", "--no-deps", "hw-server", **secret_files(tmp_path, **{name: "hw-dev"}))
-    assert told.returncode == 2
-    assert f"{name.partition('_')[0].replace('hw', 'database')}.password" in told.stderr
+    result = overlay("run", "--rm", "--no-deps", "hw-server", **secret_files(tmp_path, **{name: "hw-dev"}))
+    assert result.returncode == 2
+    assert f"{name.partition('_')[0].replace('hw', 'database')}.password" in result.stderr
 
 
 def test_a_missing_secret_stops_the_start(tmp_path: Path, images: None) -> None:
     variables = secret_files(tmp_path)
     (tmp_path / "redis_password").unlink()
-    told = overlay("up", "-d", "--no-build", "hw-redis", **variables)
+    result = overlay("up", "-d", "--no-build", "hw-redis", **variables)
     overlay("down", "-v", **variables)
-    assert told.returncode != 0
-    assert "redis_password" in told.stderr
+    assert result.returncode != 0
+    assert "redis_password" in result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -237,9 +239,9 @@ def production(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("secrets")
     variables = secret_files(folder)
     overlay("down", "-v", "--remove-orphans", **variables)
-    told = overlay("up", "-d", "--no-build", "--wait", "--wait-timeout", "240", **variables)
-    logs = overlay("logs", "--tail", "5", **variables).stdout if told.returncode else ""
-    assert told.returncode == 0, told.stderr[-2000:] + logs
+    result = overlay("up", "-d", "--no-build", "--wait", "--wait-timeout", "240", **variables)
+    logs = overlay("logs", "--tail", "5", **variables).stdout if result.returncode else ""
+    assert result.returncode == 0, result.stderr[-2000:] + logs
     yield folder
     overlay("down", "-v", "--remove-orphans", "-t", "2", **variables)
 
@@ -411,9 +413,9 @@ def test_keycloak_s_administration_is_not_routed(production: Path, path: str) ->
     connection = HTTPSConnection("127.0.0.1", context=context)  # sends the path as it is
     connection.request("GET", path, headers={"Host": "keycloak.example.org"})
     answer = connection.getresponse()
-    told = answer.read()
+    body = answer.read()
     connection.close()
-    assert (answer.status, told) in ((404, b"404 page not found\n"), (400, b"Bad Request")), told[:200]
+    assert (answer.status, body) in ((404, b"404 page not found\n"), (400, b"Bad Request")), body[:200]
 
 
 def test_the_docker_socket_can_only_be_read_and_little_of_it(production: Path) -> None:
@@ -430,9 +432,9 @@ def test_the_docker_socket_can_only_be_read_and_little_of_it(production: Path) -
 
 def test_no_secret_is_in_a_log_or_an_environment(production: Path) -> None:
     values = [text for path in production.iterdir() if (text := path.read_text().strip())]
-    told = "".join(run("docker", "logs", name, check=False).stdout for name in containers())
-    told += json.dumps([item["Config"]["Env"] for item in containers().values()])
-    assert not [value for value in values if value in told]
+    logs = "".join(run("docker", "logs", name, check=False).stdout for name in containers())
+    logs += json.dumps([item["Config"]["Env"] for item in containers().values()])
+    assert not [value for value in values if value in logs]
 
 
 @NEEDS_LOKI

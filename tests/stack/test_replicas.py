@@ -147,8 +147,8 @@ async def test_prometheus_finds_every_replica() -> None:
 
     async def found() -> bool:
         async with httpx.AsyncClient() as client:
-            told = (await client.get("http://127.0.0.1:9090/api/v1/targets")).json()["data"]["activeTargets"]
-        up = {t["labels"]["instance"] for t in told if t["labels"]["job"] == "fastapi" and t["health"] == "up"}
+            targets = (await client.get("http://127.0.0.1:9090/api/v1/targets")).json()["data"]["activeTargets"]
+        up = {t["labels"]["instance"] for t in targets if t["labels"]["job"] == "fastapi" and t["health"] == "up"}
         return up == {f"{address}:8000" for address in addresses}
 
     await until(found, 120)

@@ -190,9 +190,9 @@ def test_every_metric_of_alerts_and_panels_is_scraped() -> None:
 
 def prometheus_result(expression: str) -> list[Any]:
     url = "http://127.0.0.1:9090/api/v1/query"
-    told = httpx.get(url, params={"query": expression.replace("$__rate_interval", "4m")}).json()
-    assert told["status"] == "success", (expression, told)
-    found: list[Any] = told["data"]["result"]
+    response = httpx.get(url, params={"query": expression.replace("$__rate_interval", "4m")}).json()
+    assert response["status"] == "success", (expression, response)
+    found: list[Any] = response["data"]["result"]
     return found
 
 
@@ -202,8 +202,8 @@ def test_every_audit_panel_runs_as_the_read_only_role() -> None:
         query = query.replace(
             "$__timeGroupAlias(occurred_at, $__interval)", "date_trunc('minute', occurred_at) AS time"
         )
-        told = inside("hw-server-shell", "psql", "postgresql://grafana:grafana@hw-db/hw_db", "-tAc", query)
-        assert told.strip() or title == "Denied", title
+        output = inside("hw-server-shell", "psql", "postgresql://grafana:grafana@hw-db/hw_db", "-tAc", query)
+        assert output.strip() or title == "Denied", title
 
 
 COLUMNS = "SELECT column_name FROM information_schema.columns WHERE table_name"
@@ -218,8 +218,8 @@ def test_grafana_reads_what_its_panels_show_and_nothing_else() -> None:
         "SET transaction_read_only = off; DELETE FROM user_actions",
     )
     for query in (*refused, "SELECT count(*) FROM user_actions"):
-        told = run("docker", "exec", "hw-server-shell", "psql", url, "-c", query, check=False)
-        assert (told.returncode == 0) == (query not in refused), query
+        result = run("docker", "exec", "hw-server-shell", "psql", url, "-c", query, check=False)
+        assert (result.returncode == 0) == (query not in refused), query
     own = "SELECT table_name, column_name FROM information_schema.column_privileges WHERE grantee = 'grafana'"
     granted = inside("hw-server-shell", "psql", url, "-tAc", own).split()
     columns = inside("hw-server-shell", "psql", owner, "-tAc", f"{COLUMNS} = 'user_actions'").split()
@@ -240,9 +240,9 @@ def test_the_shell_has_its_tools() -> None:
 
 
 def test_the_image_refuses_development_secrets_in_production() -> None:
-    told = run("docker", "run", "--rm", "-e", "HW_ENVIRONMENT=production", "hw-test/hw-server", check=False)
-    assert told.returncode == 2
-    assert "database.password" in told.stderr
+    result = run("docker", "run", "--rm", "-e", "HW_ENVIRONMENT=production", "hw-test/hw-server", check=False)
+    assert result.returncode == 2
+    assert "database.password" in result.stderr
 
 
 def test_ten_containers_run_on_one_network() -> None:

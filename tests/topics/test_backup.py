@@ -43,8 +43,8 @@ def hw(fragile: Stack, environment: dict[str, str], tmp_path: Path) -> Hw:
 async def turns(server: Running, token: str) -> tuple[str, int]:
     """Epoch and offset of the topic `turns`."""
     async with server.socket(token) as socket:
-        told = (await socket.call("topic.subscribe", topic="turns"))["result"]
-    return told["epoch"], told["offset"]
+        result = (await socket.call("topic.subscribe", topic="turns"))["result"]
+    return result["epoch"], result["offset"]
 
 
 async def take_turn(server: Running, token: str) -> None:

@@ -194,8 +194,8 @@ async def test_a_rule_that_does_not_answer_leaves_no_subscription(start: Start, 
             for topic in topics:
                 assert "result" in await socket.call("topic.subscribe", topic=topic)
             await socket.raw.send(call("session.refresh", token=provider.token(realm_access={"roles": []})))
-            *told, _ = [(await socket.read()).get("params") for _ in range(4)]
-            assert {ended["topic"]: ended["reason"] for ended in told} == dict(
+            *notices, _ = [(await socket.read()).get("params") for _ in range(4)]
+            assert {ended["topic"]: ended["reason"] for ended in notices} == dict(
                 zip(topics, ("forbidden", "timeout", "timeout"), strict=True)
             )
             for topic in topics:
@@ -244,15 +244,15 @@ async def test_a_drain_tells_when_to_come_back_and_spreads_its_ends(start: Start
             notices = [await socket.read() for socket in sockets]
             ends = [asyncio.create_task(socket.closed()) for socket in sockets]
             _, open_ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            told = await rest(lines)
+            received = await rest(lines)
             assert [await end for end in ends] == [(1001, "going_away")] * 6
     assert len(open_) >= 3
     assert {notice["method"] for notice in notices} == {"server.draining"}
     delays = [notice["params"]["delay"] for notice in notices]
     assert all(0 <= delay <= 1.5 for delay in delays)
     assert len(set(delays)) > 1
-    assert [line.partition(": ")[0] for line in told if line] == ["retry", "event", "data"]
-    assert json.loads(told[-2].removeprefix("data: "))["delay"] <= 1.5
+    assert [line.partition(": ")[0] for line in received if line] == ["retry", "event", "data"]
+    assert json.loads(received[-2].removeprefix("data: "))["delay"] <= 1.5
 
 
 async def test_the_client_waits_as_long_as_the_server_says() -> None:

@@ -1,3 +1,5 @@
+"""What an author is: as stored and answered, as created, as changed; and how authors are listed."""
+
 from datetime import date, datetime
 from typing import Annotated, Literal
 

@@ -1,3 +1,8 @@
+"""What can be asked of authors: each function is a route below `/api/authors` and a method of the socket.
+
+Errors: `NotFound` (404, -32004) for an id that no author has, `Conflict` (409, -32009) for a name that is taken.
+"""
+
 from hw_server.authors import repository
 from hw_server.authors.models import (
     AUTHORS_READ,

@@ -1,3 +1,5 @@
+"""The SQL of authors. Names of columns are constants; what a caller sends is always a parameter."""
+
 from typing import Any, get_args
 
 from hw_server.authors.models import Author, AuthorCreate, AuthorOrder, AuthorPatch, AuthorQuery
