@@ -50,8 +50,8 @@ class Shell:
             capture_output=True, text=True, check=False, cwd=PROJECT,
         )  # fmt: skip
 
-    def up(self, *more: str) -> subprocess.CompletedProcess[str]:
-        return self.run("up", *(part for pair in self.ports.items() for part in pair), *more)
+    def up(self, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run("up", *(part for pair in self.ports.items() for part in pair), *more, **environment)
 
     def status(self) -> dict[str, dict[str, object]]:
         return {item["name"]: item for item in json.loads(self.run("status", "--json").stdout)}

@@ -15,6 +15,7 @@ from hw_server.embedded.users import USERS
 from tests.conftest import PROJECT, Running, free_port, run_server, run_stack
 from tests.copied import CHECKS, Copy
 from tests.provider import Provider
+from tests.shell import Shell
 
 FEATURES = {"HW_FEATURES": "hw_server.features:FEATURES"}
 ROLES = [*USERS["dave"], "books:read", "books:write", "chapters:read", "chapters:write"]
@@ -63,6 +64,15 @@ def test_what_is_written_is_green_at_once(written: Copy, name: str) -> None:
 def test_its_tests_pass(written: Copy) -> None:
     result = written.run("pytest -q tests/authors/test_authors.py tests/books tests/chapters")
     assert result.returncode == 0, result.stdout
+
+
+def test_up_adds_rows_to_what_is_written(written: Copy) -> None:
+    with Shell.temporary() as shell:
+        result = shell.up(PYTHONPATH=written.path)
+        assert "  3 books added\n  3 chapters added\n" in result.stdout, result.stderr
+        token = shell.token("alice")
+        books, chapters = (shell.get(f"/api/{name}", token).json()["items"] for name in ("books", "chapters"))
+    assert {row["book_id"] for row in chapters} == {row["id"] for row in books}
 
 
 async def test_it_answers_over_both_protocols(books: Running, provider: Provider) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import PROJECT, Serve
 from tests.copied import CHECKS, Copy
+from tests.shell import Shell
 
 PACKAGE = PROJECT / "src" / "hw_server"
 
@@ -95,3 +96,12 @@ async def test_a_server_runs_without_the_example(bare: Copy, serve: Serve, token
             assert (await client.get("/api/authors")).status_code == 404
             assert (await socket.call("authors.list"))["error"]["code"] == -32601
             assert (await socket.call("me.get"))["result"]["username"] == "alice"
+
+
+def test_up_starts_without_the_example(bare: Copy) -> None:
+    with Shell.temporary() as shell:
+        result = shell.up(PYTHONPATH=bare.path)
+        assert result.returncode == 0, result.stderr
+        assert "added" not in result.stdout
+        assert shell.get("/api/me", shell.token("alice")).json()["username"] == "alice"
+        assert shell.get("/api/authors", shell.token("alice")).status_code == 404
