@@ -251,8 +251,9 @@ def test_answers_through_traefik(traefik: str, case: str) -> None:
         client.send(sent)
         answers, expected = client.statuses(head_only="HEAD" in case), THROUGH_TRAEFIK.get(case, statuses)
     if expected == [500]:
-        # A broken body is passed on until it breaks: the server's 401 and Traefik's own error race.
-        assert answers in ([500], [400], [401], [401, 200], [401, 400])
+        # A broken body is passed on until it breaks: the server's 401 and Traefik's own error race. Where the error comes while the
+        # 401 is being copied, Traefik closes without an answer.
+        assert answers in ([], [500], [400], [401], [401, 200], [401, 400])
     else:
         assert answers == expected
 
