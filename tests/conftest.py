@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -211,6 +212,9 @@ def serve(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Serve:
     def start(*arguments: str, **settings: str) -> AbstractContextManager[Running]:
         spill = tmp_path_factory.mktemp("spill")
         environment = {**stack.environment(), "HW_HTTP__PORT": str(free_port()), "HW_AUDIT__SPILL_DIR": str(spill)}
+        if any(name.startswith("HW_RATELIMIT__") for name in settings):
+            # What is counted against limits of its own counts for no other server.
+            environment["HW_REDIS__KEY_PREFIX"] = f"{uuid.uuid4().hex}:"
         return run_server({**environment, **settings}, tmp_path_factory.mktemp("log"), *arguments)
 
     return start
