@@ -304,15 +304,18 @@ async def waiting(database: asyncpg.Connection) -> int:
     return int(await database.fetchval(query))
 
 
+@pytest.mark.parametrize(("calls", "requests"), [(16, 1), (20, 3)])
 async def test_reads_end_with_their_client(
-    serve: Serve, token: Token, locked: asyncpg.transaction.Transaction, stack: Stack
+    serve: Serve, token: Token, locked: asyncpg.transaction.Transaction, stack: Stack, calls: int, requests: int
 ) -> None:
+    """Also where the client has sent more than is read at once."""
     observer = await asyncpg.connect(stack.environment()["HW_DATABASE__URL"])
     with serve(HW_HTTP__REQUEST_TIMEOUT="60", HW_DATABASE__COMMAND_TIMEOUT="60") as running:
         socket, request = RawClient(running.url), RawClient(running.url)
         socket.handshake(token("alice"))
-        socket.send(lists(16))
-        request.send(head("GET /api/notes HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token('bob')}"}))
+        socket.send(lists(calls))
+        get = head("GET /api/notes HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token('bob')}"})
+        request.send(get * requests)
 
         async def waits(number: int) -> bool:
             return await waiting(observer) == number

@@ -16,6 +16,7 @@ from hw_server.http.addresses import unmapped, within
 from hw_server.http.middleware import CALL
 from hw_server.observability.metrics import Metrics
 from hw_server.ratelimit import client_key
+from hw_server.runtime.hang_up import HangUpWatch
 from hw_server.settings import HttpSettings
 
 MAX_HEADERS = 128
@@ -63,13 +64,27 @@ class Refused(Exception):
 
 
 class PipelineFlow(FlowControl):
-    """`held` keeps requests from resuming what the pipeline has paused."""
+    """`held` keeps requests from resuming what the pipeline has paused. The client is missed also while nothing is read."""
 
     held = False
+    _watch: HangUpWatch | None = None
+
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        if self._watch is None:
+            self._watch = HangUpWatch(self._transport)
+        self._watch.pause()
 
     def resume_reading(self) -> None:
         if not self.held:
             super().resume_reading()
+            if self._watch is not None:
+                self._watch.resume()
+
+    def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
 
 
 class Peers:
@@ -144,6 +159,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
         self._stop_timer()
+        self.flow.stop()
         self.resume_writing()
         running, self._running = self._running, None
         super().connection_lost(exc)
@@ -334,6 +350,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._leave()
         self._stop_timer()
+        self.flow.stop()
         self.handle_websocket_upgrade()
         del self.parser  # it holds this protocol, which would live on beside the socket's
         if self.transport.is_closing():

@@ -14,6 +14,7 @@ from websockets.frames import (  # type: ignore[attr-defined]
     apply_mask,
 )
 
+from hw_server.runtime.hang_up import HangUpWatch
 from hw_server.ws.codes import CloseCode
 
 TEXT, CONTROL, MASKED = 0x81, 0x88, 0x80  # a final text frame, the first control frame, the bit of a client's mask
@@ -68,6 +69,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     _fragments: list[bytes] | None = None  # of a message that is not complete
     _fragment_bytes = 0
     _control_spent = 0.0  # the loop's time until which the allowed control frames are spent
+    _watch: HangUpWatch | None = None
     _ended = False  # after a close frame or a failure: whatever comes is dropped (RFC 6455, sections 1.4 and 7.1.7)
     _discarded = 0
 
@@ -251,6 +253,9 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
         # Cycles of references would keep all of it until a collection, which then stops the others for long: the library's parser
         # is a generator that holds its object, and so does the traceback of what it raised.
         self.receiver = None
@@ -292,6 +297,9 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.read_paused and not self.transport.is_closing():
             self.read_paused = True
             self.transport.pause_reading()
+            if self._watch is None:
+                self._watch = HangUpWatch(self.transport)
+            self._watch.pause()
 
     def resume(self) -> None:
         """The receiver is ready again."""
@@ -304,6 +312,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if self.read_paused and not self.transport.is_closing():
             self.read_paused = False
             self.transport.resume_reading()
+            if self._watch is not None:
+                self._watch.resume()
 
     def refused(self) -> None:
         """The handshake was answered with an HTTP error; without this uvicorn logs that it is incomplete."""
