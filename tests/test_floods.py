@@ -704,6 +704,14 @@ def test_refused_logout_tokens_have_a_limit(serve: Serve, provider: Provider) ->
     assert 429 in bad  # one more is allowed each second
 
 
+def test_logouts_during_an_outage_have_no_limit(serve: Serve, provider: Provider) -> None:
+    """The provider sends them again."""
+    with serve(**provider.settings(), HW_REDIS__URL="redis://127.0.0.1:1") as running:
+        form = {"logout_token": provider.logout_token()}
+        statuses = [httpx.post(f"{running.url}/api/auth/backchannel-logout", data=form).status_code for _ in range(70)]
+    assert statuses == [503] * 70
+
+
 async def test_half_sent_logouts_of_one_address_have_a_limit(serve: Serve, provider: Provider) -> None:
     headers = {"Host": "x", "Content-Type": "application/x-www-form-urlencoded", "Content-Length": "100"}
     with serve(**provider.settings(), **prefix()) as running, contextlib.ExitStack() as stack:

@@ -48,8 +48,9 @@ async def test_a_token_of_no_client_has_a_session(guarded: Running, provider: Pr
     async with guarded.client(provider.token(sid=sid, sub=sub, azp=None)) as client:
         assert (await client.get("/api/me")).json()["client_id"] == ""
         await until(lambda: listed(client, sid))
-        await sessions.hset(f"hw:session:{sid}", "started_at", "soon")
-        assert (await client.get("/api/sessions")).json()["items"] == []
+        for malformed in ("soon", b"\xff"):
+            await sessions.hset(f"hw:session:{sid}", "started_at", malformed)
+            assert (await client.get("/api/sessions")).json()["items"] == []
         assert (await client.delete(f"/api/sessions/{sid}")).status_code in (204, 404)
 
 

@@ -111,6 +111,12 @@ async def test_strangers_handshakes_have_a_limit(serve: Serve) -> None:
     assert statuses == [101, 401, 101, 429]
 
 
+async def test_handshakes_of_foreign_pages_count(serve: Serve) -> None:
+    with serve(HW_RATELIMIT__HANDSHAKES_PER_MINUTE="3", **prefix()) as running:
+        statuses = [await handshake(running, Origin="https://elsewhere.example") for _ in range(4)]
+    assert statuses == [403, 403, 403, 429]
+
+
 async def test_calls_before_the_sign_in_count(serve: Serve) -> None:
     with serve(HW_RATELIMIT__WS_PER_MINUTE="3", **prefix()) as running:
         async with running.socket() as socket:

@@ -232,9 +232,12 @@ def _session(session_id: str, fields: dict[bytes, bytes]) -> Session | None:
     """The session of a Redis hash, None for one that has ended."""
     if not fields:
         return None
-    texts = {name.decode(): value.decode() for name, value in fields.items()}
     try:
+        texts = {name.decode(): value.decode() for name, value in fields.items()}
         return Session(id=session_id, **{name: value for name, value in texts.items() if value or name not in OPTIONAL})
     except ValidationError as error:
         log.warning("session_malformed", session=session_id, fields=[str(item["loc"][0]) for item in error.errors()])
+        return None
+    except UnicodeDecodeError as error:
+        log.warning("session_malformed", session=session_id, error=error.reason)
         return None

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hw_server.admission import Accounting, Admission
-from hw_server.errors import InternalError, PayloadTooLarge, RateLimited
+from hw_server.errors import InternalError, PayloadTooLarge, RateLimited, Unavailable
 from hw_server.http.addresses import Hosts, client_address, header
 from hw_server.http.problems import domain_error, problem_response
 from hw_server.observability.logging import current_call
@@ -265,6 +265,8 @@ class AdmissionMiddleware:
         self._running[who] += 1
         try:
             await self.app(scope, receive, send)
+        except Unavailable:
+            raise  # an outage is not the caller's: a provider's mass logout comes again after it
         except Exception:
             self._refusals.take(who)
             raise

@@ -100,12 +100,12 @@ class WebSocketEndpoint:
             raise Unavailable("the server is stopping")
         if self._hub.full:
             raise Unavailable("this process holds as many sockets as it may")
+        authorization = header(scope, b"authorization")
+        await self._admission.handshake(call, authorization)
         # A browser always sends its origin; other programs are not bound by it.
         page = header(scope, b"origin")
         if page is not None and page.decode("latin-1") not in self._origins:
             raise OriginNotAllowed("pages of this origin may not open a socket here")
-        authorization = header(scope, b"authorization")
-        await self._admission.handshake(call, authorization)
         if authorization is None:
             return
         try:
