@@ -135,17 +135,19 @@ async def test_keys_outlive_the_provider_up_to_a_limit(serve: Serve, own: Provid
     ages = {"HW_OIDC__JWKS_MAX_AGE": "1", "HW_OIDC__JWKS_MAX_STALE": "8"}
     token = own.token()
     with serve(**own.settings(), **ages) as running:
-        assert await status(running, token) == 200
-        own.broken = True
-        await until(lambda: [line for line in running.log() if line["event"] == "jwks_fetch_failed"])
-        assert [await status(running, token), await status(running, own.token())] == [200, 200]
+        async with running.socket(token) as socket:
+            own.broken = True
+            await until(lambda: [line for line in running.log() if line["event"] == "jwks_fetch_failed"])
+            assert [await status(running, token), await status(running, own.token())] == [200, 200]
 
-        async def unknown() -> bool:
-            return await status(running, token) == 503
+            async def unknown() -> bool:
+                return await status(running, token) == 503
 
-        await until(unknown)
-        own.broken = False
-        await until(lambda: accepted(running, token))
+            await until(unknown)
+            assert (await socket.call("me.get"))["error"]["data"]["code"] == "unavailable"
+            own.broken = False
+            await until(lambda: accepted(running, token))
+            assert (await socket.call("me.get"))["result"]["username"] == "ann"
 
 
 async def accepted(running: Running, token: str) -> bool:

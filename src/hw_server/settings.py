@@ -91,7 +91,7 @@ class HttpSettings(Group):
     )
     header_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the headers of a request, seconds.")
     max_header_bytes: int = Field(
-        65_536, ge=1024, description="Largest headers of a request that come in several segments, bytes."
+        65_536, ge=1024, description="Largest headers of a request, bytes."
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, bytes.")
     max_json_members: int = Field(
@@ -230,7 +230,7 @@ class WebSocketSettings(Group):
     )
     send_buffer_bytes: int = Field(1_048_576, ge=4096, description="Unsent bytes after which a slow socket is closed.")
     drain_rate: float = Field(
-        1000.0, gt=0, description="Clients a second that a stopping worker sends away; within half of the shutdown."
+        1000.0, gt=0, description="Clients a second that a stopping worker sends away; within a third of the shutdown."
     )
     ping_interval: float = Field(
         20.0, gt=0, le=600, description="Seconds between pings; no answer in the same time closes."

@@ -19,7 +19,7 @@ from jwt.exceptions import (
 
 from hw_server.auth.jwks import SigningKey, SigningKeys
 from hw_server.auth.principal import Principal
-from hw_server.errors import Unauthenticated
+from hw_server.errors import Unauthenticated, Unavailable
 from hw_server.observability.metrics import Metrics
 from hw_server.settings import OidcSettings
 
@@ -58,11 +58,14 @@ class TokenVerifier:
         return principal
 
     def recheck(self, principal: Principal) -> None:
-        """Raises `Unauthenticated` for a caller whose token expired since, or whose key was withdrawn."""
+        """Raises `Unauthenticated` for a caller whose token expired since, or whose key was withdrawn; `Unavailable` where the keys are
+        too old to tell."""
         if self._expired(principal):
             raise Unauthenticated("expired")
         if self._keys.withdrawn(principal.key):
             raise Unauthenticated("unknown_key")
+        if not self._keys.trusts(principal.key):
+            raise Unavailable("the identity provider has been out of reach for too long")
 
     def _expired(self, principal: Principal) -> bool:
         return time.time() >= principal.expires_at + self._settings.leeway
