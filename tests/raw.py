@@ -69,6 +69,15 @@ class RawClient:
             return False
         return True
 
+    def takes_slowly(self, data: bytes, times: int) -> bool:
+        """Whether the connection is still open after so many, with a timeout between them."""
+        for _ in range(times):
+            self.send(data)
+            with contextlib.suppress(TimeoutError):
+                if not self.more():
+                    return False
+        return True
+
     def more(self) -> bool:
         """Reads on; False once the server has closed the connection."""
         try:

@@ -397,11 +397,15 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-async def test_a_refused_logout_token_has_its_row(guarded: Running, provider: Provider) -> None:
+@pytest.mark.parametrize(("good", "expected"), [(True, ("success", 200)), (False, ("denied", 400))])
+async def test_a_logout_token_has_its_row(
+    guarded: Running, provider: Provider, good: bool, expected: tuple[str, int]
+) -> None:
+    token = provider.logout_token(sid=uuid.uuid4().hex, sub=uuid.uuid4().hex) if good else provider.token()
     async with guarded.client(provider.token()) as auditor:
-        refused = await auditor.post("/api/auth/backchannel-logout", data={"logout_token": provider.token()})
-        [row] = await until(lambda: rows(auditor, request_id=refused.headers["x-request-id"]))
-    assert (row["action"], row["outcome"], row["status"]) == ("sessions.backchannel_logout", "denied", 400)
+        response = await auditor.post("/api/auth/backchannel-logout", data={"logout_token": token})
+        [row] = await until(lambda: rows(auditor, request_id=response.headers["x-request-id"]))
+    assert (row["action"], row["outcome"], row["status"]) == ("sessions.backchannel_logout", *expected)
 
 
 async def test_ended_sessions_and_refreshed_tokens_have_their_rows(guarded: Running, provider: Provider) -> None:
@@ -423,12 +427,12 @@ ROWS = "SELECT count(*) FROM user_actions WHERE request_id = $1"
 
 
 @contextlib.contextmanager
-def behind_a_proxy(serve: Serve, stack: Stack, folder: Path) -> Iterator[tuple[Running, Proxy]]:
+def behind_a_proxy(serve: Serve, stack: Stack, folder: Path, **more: str) -> Iterator[tuple[Running, Proxy]]:
     """A server that reaches PostgreSQL through a proxy, and spools into a folder that is not there yet."""
     with Proxy.running(stack.ports.postgres) as proxy:
         url = stack.environment()["HW_DATABASE__URL"].replace(f":{stack.ports.postgres}/", f":{proxy.port}/")
         settings = {"HW_DATABASE__COMMAND_TIMEOUT": "1", "HW_AUDIT__SPILL_DIR": str(folder / "spill")}
-        with serve(HW_DATABASE__URL=url, **settings) as running:
+        with serve(HW_DATABASE__URL=url, **settings | more) as running:
             yield running, proxy
 
 
@@ -501,17 +505,22 @@ async def test_a_slow_disk_keeps_no_request_waiting(serve: Serve, token: Token, 
         assert (spill / "0.ndjson").exists()
 
 
+@pytest.mark.parametrize(
+    ("first", "code"), [("HW_DATABASE__COMMAND_TIMEOUT", "unavailable"), ("HW_HTTP__REQUEST_TIMEOUT", "timeout")]
+)
 async def test_a_commit_without_an_answer_is_told_as_such(
-    serve: Serve, stack: Stack, token: Token, tmp_path: Path
+    serve: Serve, stack: Stack, token: Token, tmp_path: Path, first: str, code: str
 ) -> None:
-    with behind_a_proxy(serve, stack, tmp_path) as (running, proxy):
-        async with running.client(token("alice")) as client:
+    timeouts = {"HW_DATABASE__COMMAND_TIMEOUT": "9", "HW_HTTP__REQUEST_TIMEOUT": "9", first: "1"}
+    with behind_a_proxy(serve, stack, tmp_path, **timeouts) as (running, proxy):
+        async with running.client(token("alice")) as client, running.socket(token("alice")) as socket:
             await client.post("/api/notes", json={"title": uuid.uuid4().hex})
             proxy.lose_at = b"COMMIT"
             late = await client.post("/api/notes", json={"title": uuid.uuid4().hex})
+            error = (await socket.call("notes.create", title=uuid.uuid4().hex))["error"]
             proxy.lose_at = b""
-    assert late.status_code in (503, 504)
-    assert late.json()["detail"].startswith("the outcome is unknown")
+    for problem in (late.json(), error["data"]):
+        assert (problem["code"], problem["detail"].partition(":")[0]) == (code, "the outcome is unknown")
 
 
 @pytest.mark.parametrize(("outside", "expected"), [(True, asyncio.CancelledError), (False, TimeoutError)])

@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 import redis
+import websockets
 
 from hw_server.embedded import Stack
 from tests.conftest import Running, Serve, until
@@ -393,6 +394,21 @@ async def test_a_batch_ends_with_its_token(
         assert title not in (await client.get("/api/notes", params={"title": title})).text
 
 
+async def test_no_call_outlives_its_token(guarded: Running, provider: Provider) -> None:
+    """Also those before the next look at all sockets."""
+    expires = int(time.time()) + 2
+    late = []
+    async with guarded.socket(provider.token(exp=expires)) as socket:
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while True:
+                sent = time.time()
+                answered = "result" in await socket.call("ping")
+                late += [sent - expires] if answered and sent > expires else []
+                await asyncio.sleep(0.01)
+        assert socket.raw.close_code == 4402
+    assert late == []
+
+
 # Leases
 
 
@@ -472,11 +488,17 @@ def test_an_upgrade_of_another_method_is_answered(server: Running) -> None:
 
 async def test_trailers_are_not_taken_for_headers(server: Running, token: Token) -> None:
     sent = {"Host": "x", "Transfer-Encoding": "chunked", "Content-Type": "application/json", "Connection": "close"}
-    trailers = f"Authorization: Bearer {token('alice')}\r\nX-Request-ID: from-a-trailer\r\n\r\n".encode()
+    fields = {
+        "Authorization": f"Bearer {token('alice')}",
+        "X-Request-ID": "from-a-trailer",
+        "X-Forwarded-For": "192.0.2.7",
+    }
+    trailers = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode() + b"\r\n"
     with RawClient(server.url) as client:
         client.send(head("POST /api/notes HTTP/1.1", sent) + b"2\r\n{}\r\n0\r\n" + trailers)
         status, start, _ = client.response()
     assert (status, b"from-a-trailer" in start) == (401, False)
+    assert "192.0.2.7" not in server.log_file.read_text()
 
 
 @pytest.mark.parametrize("path", ["/api/notes", "/api/auth/backchannel-logout"])
@@ -572,6 +594,9 @@ async def test_a_body_has_a_time(serve: Serve, token: Token, path: str) -> None:
         with RawClient(running.url) as client:
             client.send(head(f"POST {path} HTTP/1.1", headers) + b"a")
             assert client.statuses() == [408]
+        with RawClient(running.url, timeout=0.2) as dribbling:
+            dribbling.send(head(f"POST {path} HTTP/1.1", headers | {"Content-Length": "1000"}))
+            assert not dribbling.takes_slowly(b"a", 100)
         assert "Traceback" not in running.log_file.read_text()
 
 

@@ -11,6 +11,7 @@ import websockets
 
 from hw_server.ws.codes import CloseCode
 from tests.conftest import Running, Serve, until
+from tests.raw import RawClient
 
 Token = Callable[[str], str]
 FRAMES: dict[str, tuple[int, str]] = {
@@ -249,3 +250,9 @@ async def test_other_paths_have_no_socket(server: Running) -> None:
         async with websockets.connect(server.ws_url + "/x", proxy=None):
             pass
     assert refused.value.response.status_code == 404
+
+
+def test_a_client_that_answers_no_ping_is_closed(serve: Serve, token: Token) -> None:
+    with serve(HW_WS__PING_INTERVAL="0.5") as running, RawClient(running.url) as client:
+        assert client.handshake(token("alice")) == 101
+        assert client.close_code() == 4509

@@ -90,9 +90,7 @@ class HttpSettings(Group):
         description="Open HTTP connections of one address at most, per worker; trusted proxies have no limit.",
     )
     header_timeout: float = Field(10.0, gt=0, le=300, description="Longest wait for the headers of a request, seconds.")
-    max_header_bytes: int = Field(
-        65_536, ge=1024, description="Largest headers of a request, bytes."
-    )
+    max_header_bytes: int = Field(65_536, ge=1024, description="Largest headers of a request, bytes.")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, bytes.")
     max_json_members: int = Field(
         5_000, ge=100, description="Members and items in one body or message at most, all depths together."
