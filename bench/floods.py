@@ -43,10 +43,12 @@ def over_socket(data: bytes, sign_in: bool = True) -> Flood:
     return flood
 
 
-def over_http(headers: dict[str, str], data: bytes, then: bytes = b"", pause: float = 0) -> Flood:
+def over_http(
+    headers: dict[str, str], data: bytes, then: bytes = b"", pause: float = 0, path: str = "/api/notes"
+) -> Flood:
     def flood(url: str, token: str) -> None:
         with RawClient(url, timeout=2) as client:
-            client.socket.sendall(head("POST /api/notes HTTP/1.1", {"Host": "x", **headers}) + data)
+            client.socket.sendall(head(f"POST {path} HTTP/1.1", {"Host": "x", **headers}) + data)
             while then:
                 client.socket.sendall(then)
                 time.sleep(pause)
@@ -60,6 +62,13 @@ def leave(url: str, token: str) -> None:
     with RawClient(url, timeout=2) as client:
         client.handshake()
         client.send(frame(TEXT, call("session.authenticate", token=token)))
+
+
+def ask_and_leave(url: str, token: str) -> None:
+    """Asks for more than is answered at once, and is gone."""
+    with RawClient(url, timeout=2) as client:
+        client.handshake(token)
+        client.send(SEARCHES * 20)
 
 
 def upgrade(url: str, token: str) -> None:
@@ -106,12 +115,20 @@ FLOODS: dict[str, Flood] = {
     "batches of lists, unread": over_socket(LISTS),
     "rpc.discover, unread": over_socket(frame(TEXT, call("rpc.discover"), mask=bytes(4)) * 1_000),
     "slow searches": over_socket(SEARCHES),
+    "slow searches, and gone": ask_and_leave,
     "sign in and leave": leave,
     "handshakes with a good token": signed_in_handshakes,
     "upgrades with 200 fields": upgrade,
     "trailers without end": over_http({"Transfer-Encoding": "chunked"}, b"0\r\nX: ", b"x" * 65_536),
     "pipelines, unread": pipeline,
     "bodies byte by byte": over_http({"Content-Length": "1000000"}, b"", b"x", 0.01),
+    "logouts byte by byte": over_http(
+        {"Content-Length": "60000", "Content-Type": "application/x-www-form-urlencoded"},
+        b"",
+        b"x",
+        0.01,
+        path="/api/auth/backchannel-logout",
+    ),
     "chunks of one byte": one_after_the_other(
         {"Transfer-Encoding": "chunked"}, b"1\r\n \r\n" * 150_000 + b"2\r\n{}\r\n0\r\n\r\n"
     ),

@@ -190,6 +190,14 @@ async def test_believes_trusted_proxies(proxied: Running, forwarded: str, seen: 
     assert line["client_ip"] == seen
 
 
+async def test_a_page_may_send_what_the_api_reads(proxied: Running) -> None:
+    headers = "authorization,content-type,last-event-id,x-request-id"
+    asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": headers}
+    async with proxied.client() as client:
+        answer = await client.options("/api/topics/events", headers={"Origin": "https://app.example.org", **asked})
+    assert answer.status_code == 200
+
+
 async def test_cors_is_an_allow_list(proxied: Running) -> None:
     async with proxied.client() as client:
         ours = await client.get("/api/me", headers={"Origin": "https://app.example.org"})

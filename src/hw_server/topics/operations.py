@@ -37,7 +37,7 @@ class Subscribe(TopicQuery):
 
 class HistoryQuery(TopicQuery):
     epoch: str | None = Field(
-        None, max_length=64, description="Epoch of `after`; another one is a conflict of positions."
+        None, max_length=64, description="Epoch of `after`; a position of another one is not found."
     )
     after: int = Field(0, ge=0, le=2**53, description="Offset behind which to begin.")
     limit: int = Field(100, ge=1, le=500)
