@@ -67,7 +67,7 @@ def test_fragments_have_a_limit(server: Running) -> None:
 
 @pytest.mark.parametrize("text", ["{", "1", "[]", "[1]", json.dumps({"jsonrpc": "2.0", "id": 1, "method": "x.y"})])
 async def test_messages_that_are_no_calls_count(serve: Serve, token: Token, text: str) -> None:
-    with serve(HW_RATELIMIT__WS_PER_MINUTE="5", **prefix()) as running:
+    with serve(HW_RATELIMIT__WS_PER_MINUTE="5") as running:
         async with running.socket(token("alice")) as socket:
             answers = []
             for _ in range(7):
@@ -78,7 +78,7 @@ async def test_messages_that_are_no_calls_count(serve: Serve, token: Token, text
 
 
 async def test_messages_are_counted_before_they_are_parsed(serve: Serve, token: Token) -> None:
-    with serve(HW_RATELIMIT__WS_PER_MINUTE="5", **prefix()) as running:
+    with serve(HW_RATELIMIT__WS_PER_MINUTE="5") as running:
         with RawClient(running.url) as client:
             client.handshake(token("alice"))
             client.send(frame(TEXT, b"{") * 20_000)
@@ -87,7 +87,7 @@ async def test_messages_are_counted_before_they_are_parsed(serve: Serve, token: 
 
 
 async def test_a_batch_counts_each_call(serve: Serve, token: Token) -> None:
-    with serve(HW_RATELIMIT__WS_PER_MINUTE="5", **prefix()) as running:
+    with serve(HW_RATELIMIT__WS_PER_MINUTE="5") as running:
         async with running.socket(token("alice")) as socket:
             await socket.raw.send(batch(*[call("ping", index) for index in range(4)], b"1", b"2", b"3").decode())
             codes = [answer.get("error", {}).get("code") for answer in await socket.read()]
@@ -704,7 +704,7 @@ def forwarded(running: Running, address: str) -> int:
 
 
 def test_a_network_of_ipv6_is_one_client(serve: Serve) -> None:
-    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="3", HW_HTTP__TRUSTED_PROXIES="127.0.0.0/8", **prefix()) as running:
+    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="3", HW_HTTP__TRUSTED_PROXIES="127.0.0.0/8") as running:
         statuses = [forwarded(running, f"2001:db8:0:1::{index:x}") for index in range(1, 6)]
         assert statuses == [401] * 3 + [429] * 2
         assert forwarded(running, "2001:db8:0:2::1") == 401

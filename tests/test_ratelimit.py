@@ -40,7 +40,7 @@ async def test_tells_what_is_left(server: Running, token: Token) -> None:
 
 
 async def test_refuses_past_the_limit(serve: Serve, token: Token) -> None:
-    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="5", **prefix()) as running:
+    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="5") as running:
         async with running.client(token("alice")) as alice, running.client(token("bob")) as bob:
             assert [(await alice.get("/api/me")).status_code for _ in range(6)] == [200] * 5 + [429]
             refused = await alice.get("/api/nothing")
@@ -53,7 +53,7 @@ async def test_refuses_past_the_limit(serve: Serve, token: Token) -> None:
 
 
 async def test_counts_strangers_by_address(serve: Serve) -> None:
-    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="3", **prefix()) as running:
+    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="3") as running:
         async with running.client() as client:
             statuses = [
                 (await client.get("/api/me", headers={"Authorization": f"Bearer {i}"})).status_code for i in range(5)
@@ -73,7 +73,7 @@ async def test_instances_share_the_count(serve: Serve, token: Token) -> None:
 
 
 async def test_sockets_have_a_budget_of_their_own(serve: Serve, token: Token) -> None:
-    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="1", HW_RATELIMIT__WS_PER_MINUTE="4", **prefix()) as running:
+    with serve(HW_RATELIMIT__HTTP_PER_MINUTE="1", HW_RATELIMIT__WS_PER_MINUTE="4") as running:
         async with running.socket(token("alice")) as socket:
             codes = [(await socket.call("ping")).get("error", {}).get("code") for _ in range(5)]
         async with running.client(token("alice")) as client:
@@ -94,7 +94,7 @@ async def test_caps_the_sockets_of_a_user(serve: Serve, token: Token) -> None:
 
 async def test_caps_sockets_that_come_at_once(serve: Serve, token: Token) -> None:
     """More than Redis gets connections: none of them may slip through for want of one."""
-    with serve(HW_RATELIMIT__SOCKETS_PER_USER="10", **prefix()) as running:
+    with serve(HW_RATELIMIT__SOCKETS_PER_USER="10") as running:
         connecting = [running.socket(token("alice")) for _ in range(120)]
         opened = await asyncio.gather(*(socket.__aenter__() for socket in connecting), return_exceptions=True)
         inside = [socket for socket in opened if not isinstance(socket, BaseException)]
@@ -105,20 +105,20 @@ async def test_caps_sockets_that_come_at_once(serve: Serve, token: Token) -> Non
 
 
 async def test_strangers_handshakes_have_a_limit(serve: Serve) -> None:
-    with serve(HW_RATELIMIT__HANDSHAKES_PER_MINUTE="3", **prefix()) as running:
+    with serve(HW_RATELIMIT__HANDSHAKES_PER_MINUTE="3") as running:
         statuses = [await handshake(running), await handshake(running, Authorization="Bearer x")]
         statuses += [await handshake(running) for _ in range(2)]
     assert statuses == [101, 401, 101, 429]
 
 
 async def test_handshakes_of_foreign_pages_count(serve: Serve) -> None:
-    with serve(HW_RATELIMIT__HANDSHAKES_PER_MINUTE="3", **prefix()) as running:
+    with serve(HW_RATELIMIT__HANDSHAKES_PER_MINUTE="3") as running:
         statuses = [await handshake(running, Origin="https://elsewhere.example") for _ in range(4)]
     assert statuses == [403, 403, 403, 429]
 
 
 async def test_calls_before_the_sign_in_count(serve: Serve) -> None:
-    with serve(HW_RATELIMIT__WS_PER_MINUTE="3", **prefix()) as running:
+    with serve(HW_RATELIMIT__WS_PER_MINUTE="3") as running:
         async with running.socket() as socket:
             codes = [(await socket.call("notes.list"))["error"]["code"] for _ in range(4)]
     assert codes == [-32001, -32001, -32001, -32029]

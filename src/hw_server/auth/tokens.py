@@ -62,9 +62,9 @@ class TokenVerifier:
         too old to tell."""
         if self._expired(principal):
             raise Unauthenticated("expired")
-        if self._keys.withdrawn(principal.key):
-            raise Unauthenticated("unknown_key")
         if not self._keys.trusts(principal.key):
+            if self._keys.withdrawn(principal.key):
+                raise Unauthenticated("unknown_key")
             raise Unavailable("the identity provider has been out of reach for too long")
 
     def _expired(self, principal: Principal) -> bool:

@@ -64,27 +64,23 @@ class Refused(Exception):
 
 
 class PipelineFlow(FlowControl):
-    """`held` keeps requests from resuming what the pipeline has paused. The client is missed also while nothing is read."""
+    """`held` keeps requests from resuming what the pipeline has paused. A client that has gone is noticed also while nothing is
+    read."""
 
     held = False
-    _watch: HangUpWatch | None = None
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self.watch = HangUpWatch(transport)
 
     def pause_reading(self) -> None:
         super().pause_reading()
-        if self._watch is None:
-            self._watch = HangUpWatch(self._transport)
-        self._watch.pause()
+        self.watch.pause()
 
     def resume_reading(self) -> None:
         if not self.held:
             super().resume_reading()
-            if self._watch is not None:
-                self._watch.resume()
-
-    def stop(self) -> None:
-        if self._watch is not None:
-            self._watch.stop()
-            self._watch = None
+            self.watch.resume()
 
 
 class Peers:
@@ -159,7 +155,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
         self._stop_timer()
-        self.flow.stop()
+        self.flow.watch.stop()
         self.resume_writing()
         running, self._running = self._running, None
         super().connection_lost(exc)
@@ -350,7 +346,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         self._leave()
         self._stop_timer()
-        self.flow.stop()
+        self.flow.watch.stop()
         self.handle_websocket_upgrade()
         del self.parser  # it holds this protocol, which would live on beside the socket's
         if self.transport.is_closing():
