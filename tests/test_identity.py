@@ -221,6 +221,10 @@ async def test_one_entry_ends_all_sessions_of_a_user(guarded: Running, provider:
     for _ in range(5):
         assert await status(guarded, provider.token(sub=sub)) == 200
     await until(lambda: known(sessions, sub, 5))
+    # Sessions that end right after they were written are ended once more each; one written later shows that these are not.
+    other = uuid.uuid4().hex
+    assert await status(guarded, provider.token(sub=other)) == 200
+    await until(lambda: known(sessions, other, 1))
     before = await sessions.zcard("hw:revoked")
     await end_by_provider(guarded, sub, provider)
     assert await sessions.zcard("hw:revoked") == before + 1
