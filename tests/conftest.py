@@ -27,6 +27,7 @@ from playwright.sync_api import Browser, sync_playwright
 from prometheus_client.parser import text_string_to_metric_families
 
 from hw_server.embedded import Ports, Stack
+from tests.forked import Forked
 from tests.notes import environment as notes
 from tests.provider import Provider
 
@@ -76,7 +77,7 @@ class Running:
     """A server under test: `hw serve` in a process of its own."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: "subprocess.Popen[bytes] | Forked"
     log_file: Path
     environment: dict[str, str]
 
@@ -178,13 +179,11 @@ def run_server(environment: dict[str, str], folder: Path, *arguments: str) -> It
     log_file = folder / f"server-{port}-{time.monotonic_ns()}.log"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
     clean["TMPDIR"] = str(folder)  # what a killed server leaves behind goes away with the folder
-    command = [sys.executable, "-m", "hw_server.cli", "serve", *arguments]  # finds `tests` in its working directory
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            # A stack that the developer runs beside the tests is none of theirs.
-            command, env={**clean, "HW_STATE": str(folder / "none"), **environment},
-            stdout=log, stderr=log, cwd=PROJECT, start_new_session=True,
-        )  # fmt: skip
+    # A stack that the developer runs beside the tests is none of theirs.
+    clean["HW_STATE"] = str(folder / "none")
+    # Other code, or another interpreter, takes nothing that is imported already.
+    start = _start if any(name.startswith("PYTHON") for name in environment) else Forked
+    process = start(["serve", *arguments], {**clean, **environment}, PROJECT, log_file)
     try:
         _wait(process, f"http://127.0.0.1:{port}/health/live", log_file)
         yield Running(f"http://127.0.0.1:{port}", process, log_file, environment)
@@ -194,7 +193,15 @@ def run_server(environment: dict[str, str], folder: Path, *arguments: str) -> It
             process.wait(40)
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log_file: Path) -> None:
+def _start(
+    arguments: list[str], environment: dict[str, str], folder: Path, log_file: Path
+) -> "subprocess.Popen[bytes] | Forked":
+    command = [sys.executable, "-m", "hw_server.cli", *arguments]  # finds `tests` in its working directory
+    with log_file.open("wb") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+
+
+def _wait(process: "subprocess.Popen[bytes] | Forked", url: str, log_file: Path) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, log_file.read_text()

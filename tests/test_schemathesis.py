@@ -18,7 +18,7 @@ CHECKS = (
     "response_schema_conformance,negative_data_rejection,missing_required_header,ignored_auth"
 )
 OPTIONS = [
-    "--phases", "examples,coverage,fuzzing", "--checks", CHECKS, "--seed", "20261124", "--max-examples", "20", "--max-time", "60",
+    "--phases", "examples,coverage,fuzzing", "--checks", CHECKS, "--seed", "20261124", "--max-examples", "20", "--max-time", "30",
     "--generation-database", "none", "--continue-on-failure", "--no-color",
 ]  # fmt: skip
 UNLIMITED = {"HW_RATELIMIT__HTTP_PER_MINUTE": "10000000", "HW_LOG__REQUESTS": "false"}
