@@ -1,5 +1,6 @@
 """What a declaration may not say is refused at start."""
 
+import inspect
 import json
 import uuid
 from datetime import date
@@ -7,7 +8,17 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from hw_server import audit
 from hw_server.app import create_app
@@ -15,7 +26,7 @@ from hw_server.auth import Principal
 from hw_server.errors import DomainError, InvalidInput
 from hw_server.operations import AfterCommit, CountCache, Events, Feature, Operations, Provided, Read, Socket, Write
 from hw_server.operations.binding import Binder
-from hw_server.operations.signature import Signature, read_signature
+from hw_server.operations.signature import PATH_FIELD, Signature, read_signature
 from hw_server.runtime.parts import Parts
 from hw_server.settings import load
 from hw_server.ws.codes import PLATFORM_ERRORS, RPC_ERRORS
@@ -24,6 +35,10 @@ from tests.conftest import Running, until
 
 class Body(BaseModel):
     id: int
+
+
+class Named(BaseModel):
+    title: str = Field(validation_alias=AliasChoices("title", "name"))
 
 
 def bind(handler: Any, method: str = "put", path: str = "/{id}") -> Signature:
@@ -51,6 +66,7 @@ async def whole(id: int) -> None: ...
 async def follows_nothing(id: int, after: AfterCommit) -> None: ...
 async def reads_and_writes(id: int, db: Read, other: Write) -> None: ...
 async def sure_of_its_caller(id: int, db: Write, caller: Principal) -> None: ...
+async def two_names(id: int, body: Named) -> None: ...
 async def over_http(id: int, db: Write, socket: Socket[Any]) -> None: ...
 async def read_only(id: int, db: Read) -> None: ...
 
@@ -61,6 +77,7 @@ async def read_only(id: int, db: Read) -> None: ...
         (collision, "id is in id and in body"),
         (unanswered, "needs a type"),
         (stranger, "parameter what"),
+        (two_names, "title has more than one name"),
         (without_path, "the path has {id}"),
         (unprovided, "nothing provides CountCache"),
         (flat, "must be pydantic models"),
@@ -167,6 +184,109 @@ def test_a_request_that_is_parsed_once_gives_the_same(request_id: str, params: s
     except InvalidInput:
         expected = None
     assert (once and once[1]) == expected
+
+
+class Title(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    title: str
+    day: date | None = None
+
+    @property
+    def shelf(self) -> int:
+        return 0
+
+
+class Stripped(Title):
+    model_config = ConfigDict(str_strip_whitespace=True)
+
+
+class Counted(Title):
+    @model_validator(mode="before")
+    @classmethod
+    def few(cls, values: Any) -> Any:
+        return {**values, "title": ",".join(values)}
+
+
+class Watched(Title):
+    @field_validator("*")
+    @classmethod
+    def named(cls, value: Any, info: ValidationInfo) -> Any:
+        return info.field_name if isinstance(value, str) else value
+
+
+class Renamed(Title):
+    title: str = Field(alias="name")
+
+
+class Private(Title):
+    _made: list[int] = PrivateAttr(default_factory=list)
+
+
+class Checked(Title):
+    @field_validator("title")
+    @classmethod
+    def seen(cls, value: str, info: ValidationInfo) -> str:
+        return f"{value} {sorted(info.data)}"
+
+
+def retitling(kind: Any, path: str, where: str = "body") -> Binder:
+    names = [*PATH_FIELD.findall(path), where]
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+
+    async def change() -> None: ...
+
+    change.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    change.__annotations__ = {name: Annotated[str, Field(max_length=9)] for name in names} | {
+        where: kind,
+        "return": None,
+    }
+    operations = Operations()
+    if where == "body":
+        operations.put("things.change", path, public=True, audit="direct")(change)
+    else:
+        operations.get("things.change", path, public=True)(change)
+    return Binder(operations.declared[0], read_signature(operations.declared[0], Parts()))
+
+
+def sent(arguments: dict[str, Any]) -> Any:
+    return arguments, [value.model_fields_set for value in arguments.values() if isinstance(value, BaseModel)]
+
+
+TITLES = [
+    {"title": "a", "day": "2026-01-02"},
+    {"title": " a "},
+    {"name": "b"},
+    {"title": 1},
+    {"title": "c", "more": 1},
+    {},
+]
+
+
+@pytest.mark.parametrize("where", ["body", "query"])
+@pytest.mark.parametrize("path", ["/{id}", "/{shelf}", "/{shelf}/{id}"])
+@pytest.mark.parametrize(
+    ("kind", "plain"),
+    [
+        (Title, True), (Checked, True), (Stripped, False), (Counted, False), (Watched, False), (Renamed, False),
+        (Private, False), (Annotated[Title, AfterValidator(lambda title: title)], False),
+    ],
+)  # fmt: skip
+def test_a_path_and_a_model_are_parsed_once_where_that_gives_the_same(
+    kind: Any, plain: bool, path: str, where: str
+) -> None:
+    binder, results = retitling(kind, path, where), []
+    for title in TITLES:
+        params = title | dict.fromkeys(PATH_FIELD.findall(path), " x ")
+        once = binder.from_request(
+            json.dumps({"jsonrpc": "2.0", "id": 1, "method": "things.change", "params": params}).encode()
+        )
+        try:
+            results.append((once and sent(once[1]), sent(binder.from_rpc(params))))
+        except InvalidInput:
+            assert once is None
+    assert results
+    assert results == [(right if plain and "shelf" not in path else None, right) for _, right in results]
 
 
 def test_many_members_are_not_validated_before_the_call_is_admitted() -> None:

@@ -2,6 +2,8 @@
 values are taken strictly (`"7"` is no number, `0` no date); the texts of a URL are converted."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal, get_origin
 from urllib.parse import parse_qsl
 
@@ -11,12 +13,14 @@ from typing_extensions import TypedDict
 
 from hw_server.errors import InvalidInput, Malformed
 from hw_server.operations.declaration import Operation
-from hw_server.operations.signature import BODY, QUERY, Signature, model_of
+from hw_server.operations.signature import BODY, QUERY, Signature, fields_of, model_of
 
 MAX_QUERY_FIELDS = 100
 MAX_PROBLEMS = 50  # named in one answer
 MANY_PROBLEMS = 500  # past it none is named: pydantic makes an object of each
 NOT_FINITE = {"message": "Numbers must be finite", "type": "finite_number"}
+_OWN_WAYS = ("custom_init", "post_init", "root_model")  # of a model's core schema
+_HARMLESS = {"extra", "title", "json_schema_extra"}  # settings of a model
 CallId = Annotated[int, Field(gt=-(2**63), lt=2**63)] | Annotated[str, Field(max_length=200)]
 
 
@@ -34,7 +38,7 @@ class Binder:
         )
         self._url_params = url_params.__pydantic_validator__
         self._body = TypeAdapter(self._fields[BODY]).validator if BODY in self._fields else None
-        self._params, self._request = self._request_validator(operation, url_params)
+        self._split, self._request = self._request_validator(operation, url_params)
         # Only these pay for the search for what JSON has no number for.
         self._floats = any(_may_be_float(TypeAdapter(kind).json_schema()) for kind in self._fields.values())
         self._query_lists = _list_fields(self._fields[QUERY]) if QUERY in self._fields else frozenset()
@@ -55,18 +59,32 @@ class Binder:
                 problems = _field_problems(error, QUERY)
         return self._with_body(arguments, problems, body)
 
-    def _request_validator(self, operation: Operation, url_params: type[BaseModel]) -> tuple[str | None, Any]:
-        """Validates a whole JSON-RPC request of this operation. Only where one model takes all parameters: then the name of the
-        argument that it is, or None where its fields are the arguments."""
-        argument, params = None, url_params
-        if len(self._fields) == 1 and not self._path_fields:
-            [(argument, params)] = self._fields.items()
-        if argument is None and {QUERY, BODY} & self._fields.keys():
-            return None, None
+    def _request_validator(self, operation: Operation, url_params: type[BaseModel]) -> tuple[Any, Any]:
+        """What takes the parameters of a JSON-RPC request of this operation apart into arguments, and the validator of the whole
+        request; twice None where no single model takes all parameters."""
+        models = [name for name in (QUERY, BODY) if name in self._fields]
+        split: Callable[[BaseModel], dict[str, Any]]
+        match models, self._path_fields:
+            case [], _:
+                params, split = url_params, vars
+            case [name], ():
+                params, split = self._fields[name], lambda params: {name: params}
+            case [name], _ if _takes_more_fields(self._fields[name], self._path_fields):
+                kind = self._fields[name]
+                added: Any = {field: (self._fields[field], ...) for field in self._path_fields}
+                params, split = create_model(kind.__name__, __base__=kind, **added), partial(self._separate, name, kind)
+            case _:
+                return None, None
         if model_of(params).model_config.get("extra") != "forbid":
             return None, None
         fields: Any = {"jsonrpc": Literal["2.0"], "id": CallId, "method": Literal[operation.name], "params": params}
-        return argument, TypeAdapter(TypedDict("Request", fields)).validator  # type: ignore[operator]
+        return split, TypeAdapter(TypedDict("Request", fields)).validator  # type: ignore[operator]
+
+    def _separate(self, name: str, kind: type[BaseModel], params: BaseModel) -> dict[str, Any]:
+        values = params.__dict__
+        arguments: dict[str, Any] = {field: values.pop(field) for field in self._path_fields}
+        arguments[name] = kind.model_construct(params.model_fields_set.difference(self._path_fields), **values)
+        return arguments
 
     def from_request(self, data: bytes) -> tuple[int | str, dict[str, Any]] | None:
         """Id and arguments of a request object, parsed once. None for all but a valid one: `from_rpc` says what is wrong."""
@@ -81,7 +99,7 @@ class Binder:
         params = request["params"]
         if self._floats and not _is_finite(params):
             return None
-        return request["id"], {self._params: params} if self._params else params.__dict__
+        return request["id"], self._split(params)
 
     def from_rpc(self, params: dict[str, Any]) -> dict[str, Any]:
         """The same for the parameters of an RPC call: path, query and body fields together."""
@@ -141,10 +159,25 @@ class Binder:
         return values
 
 
+def _takes_more_fields(kind: Any, names: tuple[str, ...]) -> bool:
+    """Whether a subclass with these fields reads and checks those of `kind` as it does: no validator of the whole model could
+    see them, no setting of the model changes them, and nothing but its values makes an instance."""
+    if not isinstance(kind, type) or not issubclass(kind, BaseModel) or any(hasattr(kind, name) for name in names):
+        return False
+    model: Any = kind.__pydantic_core_schema__
+    plain = (
+        model["type"] == "model" and model["schema"]["type"] == "model-fields" and not any(map(model.get, _OWN_WAYS))
+    )
+    every = any("*" in field.info.fields for field in kind.__pydantic_decorators__.field_validators.values())
+    aliased = fields_of(kind).keys() != kind.model_fields.keys()
+    return plain and not every and not aliased and {*kind.model_config} <= _HARMLESS
+
+
 def _list_fields(annotation: Any) -> frozenset[str]:
     """The fields of a query that may be given several times."""
-    fields = model_of(annotation).model_fields
-    return frozenset(name for name, field in fields.items() if get_origin(field.annotation) in (list, set, tuple))
+    return frozenset(
+        name for name, field in fields_of(annotation).items() if get_origin(field.annotation) in (list, set, tuple)
+    )
 
 
 def _refuse_non_finite(data: bytes) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from hw_server.auth import Principal
 from hw_server.operations.declaration import RPC, Operation
@@ -117,11 +118,21 @@ def _owners(fields: dict[str, Any]) -> dict[str, str]:
     """Which field each RPC parameter belongs to; a name in two places is refused."""
     owners: dict[str, str] = {}
     for field, annotation in fields.items():
-        for name in model_of(annotation).model_fields if field in (QUERY, BODY) else (field,):
+        for name in fields_of(annotation) if field in (QUERY, BODY) else (field,):
             if name in owners:
                 raise ValueError(f"{name} is in {owners[name]} and in {field}")
             owners[name] = field
     return owners
+
+
+def fields_of(annotation: Any) -> dict[str, FieldInfo]:
+    """The fields of a model by the names under which they are sent. Raises ValueError for one that has several."""
+    fields = {}
+    for name, field in model_of(annotation).model_fields.items():
+        if not isinstance(field.validation_alias, str | None):
+            raise ValueError(f"{name} has more than one name: make its alias a text")
+        fields[field.validation_alias or name] = field
+    return fields
 
 
 def model_of(annotation: Any) -> type[BaseModel]:
