@@ -2,9 +2,9 @@
 values are taken strictly (`"7"` is no number, `0` no date); the texts of a URL are converted."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, NotRequired, get_origin
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -62,32 +62,33 @@ class Binder:
     def _request_validator(self, operation: Operation, url_params: type[BaseModel]) -> tuple[Any, Any]:
         """What takes the parameters of a JSON-RPC request of this operation apart into arguments, and the validator of the whole
         request; twice None where no single model takes all parameters."""
-        models = [name for name in (QUERY, BODY) if name in self._fields]
-        split: Callable[[BaseModel], dict[str, Any]]
-        match models, self._path_fields:
-            case [], _:
-                params, split = url_params, vars
-            case [name], ():
-                params, split = self._fields[name], lambda params: {name: params}
-            case [name], _ if _takes_more_fields(self._fields[name], self._path_fields):
-                kind = self._fields[name]
-                added: Any = {field: (self._fields[field], ...) for field in self._path_fields}
-                params, split = create_model(kind.__name__, __base__=kind, **added), partial(self._separate, name, kind)
-            case _:
-                return None, None
-        if model_of(params).model_config.get("extra") != "forbid":
+        models = {name: self._fields[name] for name in (QUERY, BODY) if name in self._fields}
+        if any(model_of(kind).model_config.get("extra") != "forbid" for kind in models.values()):
             return None, None
-        fields: Any = {"jsonrpc": Literal["2.0"], "id": CallId, "method": Literal[operation.name], "params": params}
+        params: Any
+        split: Callable[[BaseModel], dict[str, Any]]
+        if not models:
+            params, split = url_params, vars
+        elif len(self._fields) == 1:
+            [(name, params)] = models.items()
+            split = partial(_whole, name)
+        elif all(_takes_more_fields(kind, self._owners) for kind in models.values()):
+            added: Any = {field: (self._fields[field], ...) for field in self._path_fields}
+            params = create_model(operation.name.replace(".", "_"), __base__=(*models.values(),), **added)
+            split = partial(_separate, self._path_fields, models)
+        else:
+            return None, None
+        fields: Any = {
+            "jsonrpc": Literal["2.0"],
+            "id": NotRequired[CallId],
+            "method": Literal[operation.name],
+            "params": params,
+        }
         return split, TypeAdapter(TypedDict("Request", fields)).validator  # type: ignore[operator]
 
-    def _separate(self, name: str, kind: type[BaseModel], params: BaseModel) -> dict[str, Any]:
-        values = params.__dict__
-        arguments: dict[str, Any] = {field: values.pop(field) for field in self._path_fields}
-        arguments[name] = kind.model_construct(params.model_fields_set.difference(self._path_fields), **values)
-        return arguments
-
-    def from_request(self, data: bytes) -> tuple[int | str, dict[str, Any]] | None:
-        """Id and arguments of a request object, parsed once. None for all but a valid one: `from_rpc` says what is wrong."""
+    def from_request(self, data: bytes) -> tuple[int | str | None, dict[str, Any]] | None:
+        """Id, None for a notification, and arguments of a request object, parsed once. None for all but a valid one: `from_rpc`
+        says what is wrong."""
         if self._request is None or b"NaN" in data or b"Infinity" in data:
             return None
         if data.count(b",") > MANY_PROBLEMS:
@@ -99,7 +100,7 @@ class Binder:
         params = request["params"]
         if self._floats and not _is_finite(params):
             return None
-        return request["id"], self._split(params)
+        return request.get("id"), self._split(params)
 
     def from_rpc(self, params: dict[str, Any]) -> dict[str, Any]:
         """The same for the parameters of an RPC call: path, query and body fields together."""
@@ -159,8 +160,21 @@ class Binder:
         return values
 
 
-def _takes_more_fields(kind: Any, names: tuple[str, ...]) -> bool:
-    """Whether a subclass with these fields reads and checks those of `kind` as it does: no validator of the whole model could
+def _whole(name: str, params: BaseModel) -> dict[str, Any]:
+    return {name: params}
+
+
+def _separate(path_fields: tuple[str, ...], models: dict[str, type[BaseModel]], params: BaseModel) -> dict[str, Any]:
+    values, given = params.__dict__, params.model_fields_set
+    arguments = {name: values[name] for name in path_fields}
+    for name, kind in models.items():
+        fields = kind.model_fields.keys()
+        arguments[name] = kind.model_construct(given & fields, **{field: values[field] for field in fields})
+    return arguments
+
+
+def _takes_more_fields(kind: Any, names: Iterable[str]) -> bool:
+    """Whether a subclass with more of these fields reads and checks those of `kind` as it does: no validator of the whole model could
     see them, no setting of the model changes them, and nothing but its values makes an instance."""
     if not isinstance(kind, type) or not issubclass(kind, BaseModel) or any(hasattr(kind, name) for name in names):
         return False
@@ -224,9 +238,9 @@ def _field_problems(error: ValidationError, part: str) -> list[dict[str, str]]:
     if error.error_count() > MANY_PROBLEMS:
         return [{"field": part, "message": f"More than {MANY_PROBLEMS} fields are wrong", "type": "too_many_problems"}]
     problems = []
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
+    for item in error.errors(include_url=False, include_input=False):
         if item["type"] == "json_invalid":
-            raise Malformed(f"not valid JSON: {item['msg'].removeprefix('Invalid JSON: ')[:120]}")
+            raise Malformed(f"not valid JSON: {item['ctx']['error'][:120]}")
         location = [str(step) for step in item["loc"]]
         if part == QUERY and location[0] == QUERY:
             location = location[1:]

@@ -27,8 +27,8 @@ MAX_ID = 200  # characters
 ID_TYPES = (str, int, float)
 METHOD = re.compile(rb'"method"\s*:\s*"([a-z_.]+)"')
 
-# Operation, id and arguments.
-Request = tuple[BoundOperation, int | str, dict[str, Any]]
+# Operation, id (None for a notification) and arguments.
+Request = tuple[BoundOperation, int | str | None, dict[str, Any]]
 
 
 class Dispatcher:
@@ -162,7 +162,10 @@ class Dispatcher:
             connection.calls.discard(call)
             call.asked = None  # the arguments, among which may be the call
         self._accounting.rpc(call, method, code)
-        notification = code != InvalidRequest.code and isinstance(message, dict) and "id" not in message
+        if request is not None:
+            notification = request[1] is None
+        else:
+            notification = code != InvalidRequest.code and isinstance(message, dict) and "id" not in message
         return None if notification else response
 
     async def _admit(self, connection: WebSocketConnection, call: Call) -> None:
