@@ -1,6 +1,5 @@
 """The composition root: every part is constructed here, in order, and handed to those that need it."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from hw_server.db import Database
 from hw_server.health import Health
 from hw_server.health import router as health_router
 from hw_server.http.docs import add_discovery, add_documents, sign_in_scheme
-from hw_server.http.guard import guarded
 from hw_server.http.middleware import (
     AccessLogMiddleware,
     AdmissionMiddleware,
@@ -31,6 +29,7 @@ from hw_server.http.middleware import (
     cors,
 )
 from hw_server.http.routes import OperationPaths, add_operations
+from hw_server.http.secured_routes import secured
 from hw_server.observability.logging import RequestLog
 from hw_server.observability.metrics import Metrics
 from hw_server.observability.process import ProcessMonitor
@@ -45,7 +44,6 @@ from hw_server.settings import Settings
 from hw_server.topics import asyncapi
 from hw_server.topics import feature as topics_feature
 from hw_server.topics.registry import Registry
-from hw_server.topics.streams import EventStreams
 from hw_server.ws.dispatcher import Dispatcher
 from hw_server.ws.endpoint import WebSocketEndpoint
 from hw_server.ws.hub import Hub
@@ -116,13 +114,9 @@ def create_app(
         [*services, signing_keys, revocations, health, deadlines, hub, ProcessMonitor(metrics)], on_failure
     )
 
-    async def close_sockets(timeout: float) -> None:
-        await asyncio.gather(parts[EventStreams].close_all(timeout), hub.close_all(timeout))
-
     lifecycle = Lifecycle(
         supervisor,
         unready=health.start_draining,
-        close_sockets=close_sockets,
         close=(db.stop, cache.close, auth.close, signing_keys.close),
         drain_delay=settings.http.drain_delay,
         service_timeout=settings.http.shutdown_timeout / 3,
@@ -148,7 +142,7 @@ def create_app(
     # Before the operations, so that a feature's `/things/export` is not taken for `/things/{id}`.
     for feature in features:
         if feature.router is not None:
-            api.include_router(guarded(feature, audit, failures, settings.audit.record_reads))
+            api.include_router(secured(feature, audit, failures, settings.audit.record_reads))
     add_operations(api.router, executor, sign_in_scheme(), settings.http.max_json_members)
     api.include_router(health_router)
     if settings.http.docs or settings.http.console:

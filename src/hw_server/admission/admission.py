@@ -3,7 +3,7 @@ from typing import Literal
 from hw_server.auth.authentication import Authentication, bearer_token
 from hw_server.errors import DomainError
 from hw_server.operations import Call
-from hw_server.ratelimit import Decision, RateLimiter, client_key
+from hw_server.ratelimit import Decision, RateLimiter
 
 
 class Admission:
@@ -16,22 +16,21 @@ class Admission:
     async def handshake(self, call: Call, authorization: bytes | None) -> None:
         """The same for an attempt to open a socket: it counts for the address before the token is verified, which costs most,
         and for the user after."""
-        await self._limiter.check("handshake", f"address:{client_key(call.client_ip)}")
+        await self._limiter.check("handshake", call.address_key)
         if authorization is not None:
-            await self._identify(call, authorization)
+            await self._authenticate(call, authorization)
             if call.caller is not None:
-                await self._limiter.check("handshake", f"user:{call.caller.sub}")
+                await self._limiter.check("handshake", call.caller.budget_key)
 
     async def admit(self, scope: Literal["http", "ws"], call: Call, authorization: bytes | None = None) -> Decision:
         """Sets `call.caller` by the `Authorization` header, or checks again the caller that a socket signed in; `call.refusal`
         is why there is none, which is for the operation to raise. Raises `RateLimited`, and `Unavailable` where limits cannot
         be checked."""
         if authorization is not None or call.caller is not None:
-            await self._identify(call, authorization)
-        who = f"user:{call.caller.sub}" if call.caller else f"address:{client_key(call.client_ip)}"
-        return await self._limiter.check(scope, who)
+            await self._authenticate(call, authorization)
+        return await self._limiter.check(scope, call.budget_key)
 
-    async def _identify(self, call: Call, authorization: bytes | None) -> None:
+    async def _authenticate(self, call: Call, authorization: bytes | None) -> None:
         try:
             if authorization is not None:
                 token = bearer_token(authorization)

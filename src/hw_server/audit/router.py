@@ -45,7 +45,7 @@ async def export(
 
     async def next_page(cursor: str) -> Page[AuditEntry]:
         query = AuditQuery(**until_now, cursor=cursor)
-        async with turns.turn(caller.sub), db.read() as connection:
+        async with turns.turn(caller.budget_key), db.read() as connection:
             rows = await repository.page(connection, query, repository.OLDEST_FIRST)
         return EntryPage.from_rows(rows, query, repository.OLDEST_FIRST)
 

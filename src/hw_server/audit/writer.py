@@ -56,7 +56,7 @@ class AuditWriter:
         self._written = metrics.audit_rows.labels("written")
         self._transactional = metrics.audit_rows.labels("transactional")
         self._dropped = metrics.audit_rows.labels("dropped")
-        self._spilled = metrics.audit_rows.labels("spilled")
+        self._spooled = metrics.audit_rows.labels("spilled")
         self._depth = metrics.audit_queue
         self._flush_time = metrics.audit_flush
 
@@ -146,7 +146,7 @@ class AuditWriter:
     async def _spool_batch(self, batch: Batch) -> bool:
         """Returns False where a row is lost."""
         kept = await self._spool.append(batch.rows, batch.name if batch.committing else None)
-        self._spilled.inc(kept)
+        self._spooled.inc(kept)
         self._dropped.inc(len(batch.rows) - kept)
         return kept == len(batch.rows)
 

@@ -17,5 +17,10 @@ class Principal:
     key: str
     role_list: tuple[str, ...] = field(init=False)  # `roles`, sorted once for the audit rows
 
+    @property
+    def budget_key(self) -> str:
+        """Whose limits what it does counts for."""
+        return f"user:{self.sub}"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "role_list", tuple(sorted(self.roles)))

@@ -218,7 +218,7 @@ class SessionStore:
         key = self._keys.logout_token(jti)
         return bool(await self._redis.run("sessions", lambda client: client.exists(key)))
 
-    async def remember(self, jti: str, seconds: int) -> None:
+    async def mark_replayed(self, jti: str, seconds: int) -> None:
         """Makes a logout token a replay from now on."""
         key = self._keys.logout_token(jti)
         await self._redis.run("sessions", lambda client: client.set(key, 1, ex=seconds))

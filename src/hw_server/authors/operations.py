@@ -44,7 +44,7 @@ async def create_author(
 @operations.get("authors.get", "/{id}", role=AUTHORS_READ)
 async def get_author(db: Read, id: Id) -> Author:
     """Get an author."""
-    return _found(await repository.by_id(db, id), id)
+    return _or_not_found(await repository.by_id(db, id), id)
 
 
 @operations.put("authors.replace", "/{id}", role=AUTHORS_WRITE)
@@ -53,7 +53,7 @@ async def replace_author(
 ) -> Author:
     """Replace an author."""
     after.append(counts.invalidate(TOTAL))
-    author = _found(await repository.update(db, id, body), id)
+    author = _or_not_found(await repository.update(db, id, body), id)
     events.publish(AUTHORS, AuthorEvent(action="updated", author=author))
     return author
 
@@ -64,7 +64,7 @@ async def update_author(
 ) -> Author:
     """Change some fields of an author."""
     after.append(counts.invalidate(TOTAL))
-    author = _found(await repository.update(db, id, body), id)
+    author = _or_not_found(await repository.update(db, id, body), id)
     events.publish(AUTHORS, AuthorEvent(action="updated", author=author))
     return author
 
@@ -73,11 +73,11 @@ async def update_author(
 async def delete_author(db: Write, id: Id, counts: Provided[CountCache], after: AfterCommit, events: Events) -> None:
     """Delete an author."""
     after.append(counts.invalidate(TOTAL))
-    author = _found(await repository.delete(db, id), id)
+    author = _or_not_found(await repository.delete(db, id), id)
     events.publish(AUTHORS, AuthorEvent(action="deleted", author=author))
 
 
-def _found(author: Author | None, author_id: int) -> Author:
+def _or_not_found(author: Author | None, author_id: int) -> Author:
     if author is None:
         raise NotFound(f"there is no author {author_id}")
     return author

@@ -86,7 +86,7 @@ def _engine(settings: DatabaseSettings) -> AsyncEngine:
 
 
 async def _locked(settings: DatabaseSettings, run: Callable[[Config], None], *, known: bool = True) -> None:
-    def inside(connection: Connection) -> None:
+    def migrate(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
         if known:
             _revisions(connection)
@@ -100,6 +100,6 @@ async def _locked(settings: DatabaseSettings, run: Callable[[Config], None], *, 
     engine = _engine(settings)
     try:
         async with engine.begin() as connection:
-            await connection.run_sync(inside)
+            await connection.run_sync(migrate)
     finally:
         await engine.dispose()

@@ -51,7 +51,7 @@ class MigrationError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class MigrationFile:
     """One migration as its file declares it; `unfilled` are its functions that hold the template's empty statement, `contracts`
     is what it takes from the release before without saying so."""
 
@@ -62,7 +62,7 @@ class File:
     contracts: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path) -> "File":
+    def read(cls, path: Path) -> "MigrationFile":
         """Raises `MigrationError` for a file that is no migration."""
         try:
             tree = ast.parse(path.read_text())
@@ -91,9 +91,9 @@ def folder() -> Path:
     raise FileNotFoundError("migrations/ not found; run from the project's folder")
 
 
-def files() -> list[File]:
+def files() -> list[MigrationFile]:
     """All migrations by name; raises `MigrationError` for a file that is none."""
-    return [File.read(path) for path in sorted((folder() / "versions").glob("*.py"))]
+    return [MigrationFile.read(path) for path in sorted((folder() / "versions").glob("*.py"))]
 
 
 def heads() -> list[str]:
@@ -103,7 +103,7 @@ def heads() -> list[str]:
     return [file.revision for file in migrations if file.revision not in below]
 
 
-def problems(migrations: list[File] | None = None) -> list[str]:
+def problems(migrations: list[MigrationFile] | None = None) -> list[str]:
     """What is wrong with the files, each in one line that says what to do."""
     migrations = files() if migrations is None else migrations
     known = Counter(file.revision for file in migrations)
@@ -132,7 +132,7 @@ def problems(migrations: list[File] | None = None) -> list[str]:
     return lines
 
 
-def contracting(migrations: list[File]) -> list[str]:
+def contracting(migrations: list[MigrationFile]) -> list[str]:
     """Migrations that the release before does not survive, each in one line. They can be applied: what runs is for the
     operator to know."""
     return [

@@ -16,8 +16,8 @@ from starlette.staticfiles import StaticFiles
 
 from hw_server.auth.jwks import SigningKeys
 from hw_server.http.addresses import origin
-from hw_server.http.guard import SIGN_IN
 from hw_server.http.problems import problem_schemas
+from hw_server.http.secured_routes import SIGN_IN
 from hw_server.operations import PUBLIC, role_in_words
 from hw_server.settings import OidcSettings
 

@@ -129,8 +129,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._hosts = 0  # `Host` fields of this request
         self._authorized = False  # whether it has an `Authorization` field
         self._host: bytes | None = None  # the last one that was looked at
-        self._uncounted = 0  # bytes of a head, or of a body's framing since its last byte
-        self._timer: asyncio.TimerHandle | None = None  # of the head, the body or the drain
+        self._uncounted = 0  # bytes of headers, or of a body's framing since its last byte
+        self._timer: asyncio.TimerHandle | None = None  # of the headers, the body or the drain
         self._write_timer: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None  # the others wait in the pipeline
         self._held = b""  # read, but not parsed: the pipeline is full, or this turn has ended
@@ -150,7 +150,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             transport.write(TOO_MANY)
             self._close("too_many")
             return
-        self._timer = self.loop.call_later(self._settings.header_timeout, self._head_is_late)
+        self._timer = self.loop.call_later(self._settings.header_timeout, self._headers_are_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
@@ -245,7 +245,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(self._settings.body_timeout, self._body_is_late)
         elif self._in_headers or (self._running is None and self.timeout_keep_alive_task is None):
             # The second: line ends between requests, which are no beginning of one (RFC 9112, section 2.2).
-            self._timer = self.loop.call_later(self._settings.header_timeout, self._head_is_late)
+            self._timer = self.loop.call_later(self._settings.header_timeout, self._headers_are_late)
 
     def on_message_begin(self) -> None:
         self._in_headers, self._hosts, self._authorized, self._uncounted = True, 0, False, 0
@@ -313,7 +313,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.url = (target.path or b"/") + (b"?" + target.query if target.query else b"")
 
     def _check_upgrade(self, version: str) -> None:
-        """After the head of an upgrade llhttp reads no body, and the handshake's parser takes shorter lines."""
+        """After the headers of an upgrade llhttp reads no body, and the handshake's parser takes shorter lines."""
         for name, value in self.headers:
             if name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0"):
                 self._stop_parser(BAD_REQUEST)
@@ -438,7 +438,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._closed.labels(reason).inc()
         self.transport.abort()
 
-    def _head_is_late(self) -> None:
+    def _headers_are_late(self) -> None:
         self._timer = None
         self._refused_headers.labels("late").inc()
         self._ended = True

@@ -10,7 +10,7 @@ from prometheus_client import Counter
 from hw_server.db import Connection
 from hw_server.operations.call import Call
 from hw_server.operations.events import Statement
-from hw_server.ratelimit import Rates, client_key
+from hw_server.ratelimit import Rates
 
 
 class AuditRow(NamedTuple):
@@ -83,7 +83,7 @@ class Failures:
 
     def record(self, call: Call, action: str, resource: str | None, status: int, code: str | None = None) -> None:
         """Counts for the caller or, where there is none, for the address."""
-        if not self._rates.take(call.caller.sub if call.caller else f"address:{client_key(call.client_ip)}"):
+        if not self._rates.take(call.budget_key):
             self._suppressed.inc()
             return
         outcome = "denied" if status in (401, 403) else "failure"

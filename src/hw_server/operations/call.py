@@ -5,6 +5,7 @@ from typing import Any
 
 from hw_server.auth import Principal
 from hw_server.errors import DomainError
+from hw_server.ratelimit import client_key
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +39,15 @@ class Call:
             return self.refusal
         finally:
             self.refusal = None
+
+    @property
+    def address_key(self) -> str:
+        return f"address:{client_key(self.client_ip)}"
+
+    @property
+    def budget_key(self) -> str:
+        """Whose limits it counts for: the caller's or, where there is none, those of the client's address."""
+        return self.caller.budget_key if self.caller is not None else self.address_key
 
     @property
     def user_id(self) -> str | None:

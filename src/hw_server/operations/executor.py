@@ -29,7 +29,6 @@ from hw_server.operations.fields import JsonObject
 from hw_server.operations.injection import AfterCommit, Context
 from hw_server.operations.signature import PATH_FIELD, read_signature
 from hw_server.operations.turns import Turns
-from hw_server.ratelimit import client_key
 from hw_server.runtime.parts import Parts
 
 log = structlog.get_logger()
@@ -132,7 +131,7 @@ class Executor:
     ) -> tuple[bytes | None, Any]:
         """In turn with other callers. Until it writes, a call whose client goes away is cancelled."""
         operation, call, response, value = bound.operation, context.call, None, None
-        who = _who(call)
+        who = call.budget_key
         call.reading = task
         try:
             if not self._turns.enter(who):
@@ -179,7 +178,7 @@ class Executor:
         response = None if value is None else bound.dump(value)
         row = _row(bound.operation, context.call, arguments, value)
         if events.buffered:
-            who = _who(context.call)
+            who = context.call.budget_key
             if not self._turns.enter(who):
                 await self._turns.wait(who)
             try:
@@ -236,11 +235,6 @@ class Executor:
         resource = _resource(operation, call, arguments, None)
         self._failures.record(call, operation.name, resource, error.status, error.code)
         return error
-
-
-def _who(call: Call) -> str:
-    """Whose turn a call takes."""
-    return call.caller.sub if call.caller is not None else f"address:{client_key(call.client_ip)}"
 
 
 def authorize(role: str | None, call: Call) -> None:

@@ -23,7 +23,7 @@ FIRST_LEASE = RENEWAL + 5  # seconds
 LEASES = Script("""
 local now = tonumber(redis.call('TIME')[1])
 local most, first, lease = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local answers = {}
+local results = {}
 for i, key in ipairs(KEYS) do
   local action, socket = ARGV[2 * i + 2], ARGV[2 * i + 3]
   local free, seconds = 1, lease
@@ -39,9 +39,9 @@ for i, key in ipairs(KEYS) do
     redis.call('ZADD', key, now + seconds, socket)
     redis.call('EXPIRE', key, lease)
   end
-  answers[i] = free
+  results[i] = free
 end
-return answers
+return results
 """)
 Lease = tuple[Literal["acquire", "renew", "release"], str, str]  # what to do, sub, socket id
 

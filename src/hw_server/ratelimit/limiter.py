@@ -23,7 +23,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local size = tonumber(ARGV[1])
 local index = math.floor(now / size)
 local into = now - index * size
-local answers = {}
+local results = {}
 for i, key in ipairs(KEYS) do
   local limit, cost = tonumber(ARGV[2 * i]), tonumber(ARGV[2 * i + 1])
   local state = redis.call('HMGET', key, 'i', 'c', 'p')
@@ -38,18 +38,18 @@ for i, key in ipairs(KEYS) do
     current = current + cost
     redis.call('HSET', key, 'i', index, 'c', current, 'p', previous)
     redis.call('PEXPIRE', key, size * 2)
-    answers[#answers + 1] = 1
-    answers[#answers + 1] = math.floor(limit - used - cost)
+    results[#results + 1] = 1
+    results[#results + 1] = math.floor(limit - used - cost)
   else
     if current + cost <= limit and previous > 0 then
       wait = size - into - (limit - current - cost) * size / previous
     end
-    answers[#answers + 1] = 0
-    answers[#answers + 1] = 0
+    results[#results + 1] = 0
+    results[#results + 1] = 0
   end
-  answers[#answers + 1] = math.max(1, math.ceil(wait))
+  results[#results + 1] = math.max(1, math.ceil(wait))
 end
-return answers
+return results
 """)
 
 
@@ -105,9 +105,6 @@ class RateLimiter:
             self._hits.labels(scope).inc()
             raise RateLimited(decision.reset)
         return decision
-
-    def limit(self, scope: str) -> int:
-        return self._limits[scope]
 
     def _without_redis(self, scope: str, who: str, limit: int, cost: int) -> Decision:
         if self._settings.on_redis_down == "closed":

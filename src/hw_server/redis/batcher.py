@@ -57,7 +57,7 @@ class Batcher(Generic[Item, Result]):
                         self._purpose,
                         lambda _, items=items: self._execute(self._connection, items),  # type: ignore[misc]
                     )
-                    answered = [*zip(results, batch, strict=True)]
+                    pairs = [*zip(results, batch, strict=True)]
                 except Unavailable as error:
                     _fail(batch, error)
                     continue
@@ -67,7 +67,7 @@ class Batcher(Generic[Item, Result]):
                     self._failures.inc()
                     _fail(batch, Unavailable(f"Redis refused a batch of {self._purpose}"))
                     continue
-                for result, (_, future) in answered:
+                for result, (_, future) in pairs:
                     if not future.done():
                         future.set_result(result)
         finally:

@@ -12,15 +12,14 @@ log = structlog.get_logger()
 
 
 class Lifecycle:
-    """Shutdown: `unready` makes readiness checks fail, after `drain_delay` seconds `close_sockets(timeout)` tells and closes
-    the sockets; requests finish (the HTTP server does that); services drain within `service_timeout` seconds; then each of
+    """Shutdown: `unready` makes readiness checks fail, after `drain_delay` seconds the services that hold connections of
+    clients tell and close them; requests finish (the HTTP server does that); services drain within `service_timeout` seconds; then each of
     `close` (pools, clients) is called in order."""
 
     def __init__(
         self,
         supervisor: Supervisor,
         unready: Callable[[], None],
-        close_sockets: Callable[[float], Awaitable[None]],
         close: Sequence[Callable[[], Awaitable[None]]],
         *,
         drain_delay: float,
@@ -28,7 +27,6 @@ class Lifecycle:
     ) -> None:
         self._supervisor = supervisor
         self._unready = unready
-        self._close_sockets = close_sockets
         self._close = close
         self._drain_delay = drain_delay
         self._service_timeout = service_timeout
@@ -42,7 +40,7 @@ class Lifecycle:
         log.info("draining")
         self._unready()
         await asyncio.sleep(self._drain_delay)
-        await self._close_sockets(timeout)
+        await self._supervisor.close_connections(timeout)
 
     async def stop(self) -> None:
         """After the last request was answered."""

@@ -15,7 +15,7 @@ CANCEL_TIMEOUT = 4.0
 
 class Service(Protocol):
     """Background work of the process. `run` works until it is cancelled. A service that also has `drain` (see `Drains`) is
-    asked to finish what it holds before that."""
+    asked to finish what it holds before that, one with `close_all` (see `HoldsConnections`) to close connections first."""
 
     @property
     def name(self) -> str: ...
@@ -28,6 +28,14 @@ class Drains(Protocol):
     """A service with work to finish at shutdown; `drain` must return by itself."""
 
     async def drain(self) -> None: ...
+
+
+@runtime_checkable
+class HoldsConnections(Protocol):
+    """A service with long-lived connections of clients, which it tells and closes when a shutdown begins; calls that are in
+    progress have `timeout` seconds."""
+
+    async def close_all(self, timeout: float) -> None: ...
 
 
 class Supervisor:
@@ -44,6 +52,10 @@ class Supervisor:
             task = asyncio.create_task(service.run(), name=service.name)
             task.add_done_callback(self._ended)
             self._tasks[service.name] = task
+
+    async def close_connections(self, timeout: float) -> None:
+        holders = [service for service in self._services if isinstance(service, HoldsConnections)]
+        await asyncio.gather(*(holder.close_all(timeout) for holder in holders))
 
     async def stop(self, timeout: float) -> None:
         """Drains and cancels in reverse order; `timeout` seconds for all of it."""

@@ -66,7 +66,7 @@ async def _end(
         assert sub is not None
         await sessions.revoke_user(sub)
     # Last, so that the provider may send the same token again after a failure.
-    await sessions.remember(claims["jti"], MAX_AGE * 2)
+    await sessions.mark_replayed(claims["jti"], MAX_AGE * 2)
     return sid, sub
 
 

@@ -37,7 +37,7 @@ def _feed(parts: Parts) -> Feed:
 
 
 def _broker(parts: Parts) -> Broker:
-    return Broker(parts[Settings].topics, _store(parts), parts[Feed], parts[Hub], parts[Keys], parts[Metrics])
+    return Broker(parts[Settings].topics, parts[TopicStore], parts[Feed], parts[Hub], parts[Keys], parts[Metrics])
 
 
 def _relay(parts: Parts) -> Relay:
@@ -73,6 +73,7 @@ feature = Feature(
     operations,
     router,
     provides={
+        TopicStore: _store,
         PostgresOutbox: _outbox,
         Outbox: lambda parts: parts[PostgresOutbox],
         Feed: _feed,

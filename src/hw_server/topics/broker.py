@@ -16,9 +16,9 @@ from hw_server.observability.metrics import Metrics
 from hw_server.operations import Topic
 from hw_server.redis import Keys
 from hw_server.settings import TopicSettings
-from hw_server.topics.backlog import OVERHEAD, Backlog, Keyed
+from hw_server.topics.conflation import OVERHEAD, ConflatingBuffer, Keyed
 from hw_server.topics.feed import Feed
-from hw_server.topics.store import PAGE, Stored, TopicStore
+from hw_server.topics.store import PAGE, TopicStore
 from hw_server.ws.connection import WebSocketConnection
 from hw_server.ws.hub import Hub
 from hw_server.ws.protocol import text_frame
@@ -35,7 +35,7 @@ MAX_RECOVERED = 524_288  # bytes of events that one subscription recovers
 REPAIRS = 16  # at the same time
 REPAIR_WAIT = 5.0  # seconds that a client waits for one
 
-Events = Sequence[tuple[int, bytes]]  # (offset, JSON), in order
+EventBatch = Sequence[tuple[int, bytes]]  # (offset, JSON), in order
 
 
 class TopicsFull(Unavailable):
@@ -46,7 +46,7 @@ class TopicsFull(Unavailable):
 class Stream(Protocol):
     """An event stream."""
 
-    def deliver(self, channel: "Channel", events: Events) -> None: ...
+    def deliver(self, channel: "Channel", events: EventBatch) -> None: ...
 
     def reset(self, channel: "Channel") -> None:
         """Events are lost to it; it goes on from the channel's position."""
@@ -94,7 +94,7 @@ class Channel:
     def conflates(self) -> bool:
         return self.topic.when_full == "conflate"
 
-    def keyed(self, events: Events) -> Keyed:
+    def keyed(self, events: EventBatch) -> Keyed:
         return [(self.topic.key_of(event[1]), event) for event in events]
 
     def since(self, offset: int) -> list[tuple[int, bytes]] | None:
@@ -112,7 +112,7 @@ class Channel:
     def frames(self, events: list[tuple[int, bytes]]) -> Iterator[bytes]:
         return map(self.frame, _batches(events))
 
-    def frame(self, events: Events) -> bytes:
+    def frame(self, events: EventBatch) -> bytes:
         """A ready frame for every socket. One event is a `topic.event`, several are `topic.events`."""
         if len(events) == 1:
             offset, data = events[0]
@@ -231,8 +231,8 @@ class Broker:
     async def _history(self, channel: Channel, first: int) -> list[tuple[int, bytes]]:
         """The events from `first` on, as many as one subscription may recover."""
         earlier = max((start for start in self._reads.get(channel.key, ()) if start <= first), default=first)
-        events, cut = await asyncio.shield(self._reading(channel, earlier))
-        if cut and earlier < first:
+        events, truncated = await asyncio.shield(self._reading(channel, earlier))
+        if truncated and earlier < first:
             events, _ = await asyncio.shield(self._reading(channel, first))
         return events
 
@@ -251,7 +251,7 @@ class Broker:
             task.exception()  # told to those who waited
 
     async def _read_history(self, channel: Channel, first: int) -> tuple[list[tuple[int, bytes]], bool]:
-        """With whether it was cut, because no subscription recovers more."""
+        """With whether it was truncated, because no subscription recovers more."""
         events: list[tuple[int, bytes]] = []
         size = 0
         while size <= MAX_RECOVERED:
@@ -284,7 +284,7 @@ class Broker:
         if channel is not None:
             channel.receivers.discard(connection)
             if connection.backlog is not None:
-                connection.backlog.drop(channel)
+                connection.backlog.discard(channel)
 
     def attach_stream(self, channel: Channel, stream: Stream) -> None:
         """The stream has the channel's position."""
@@ -295,10 +295,6 @@ class Broker:
         if channel.streams.pop(stream, False) is None:
             channel.unused_since = time.monotonic()
             self._metrics.topic_subscriptions.dec()
-
-    async def read(self, name: str, first: int, count: int) -> Stored:
-        """At most `count` events of a topic's history; raises `Unavailable`."""
-        return await self._store.read(name, first, count)
 
     # Hearing
 
@@ -347,7 +343,7 @@ class Broker:
             if index:
                 await asyncio.sleep(0)  # so that the batch before leaves
             channel.offset = batch[-1][0]
-            self._remember(channel, batch)
+            self._cache_recent(channel, batch)
             await self._deliver_batch(channel, batch)
 
     async def _deliver_batch(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
@@ -380,11 +376,11 @@ class Broker:
         if not connection.open:
             return
         if connection.backlog is None:
-            connection.backlog = Backlog()
+            connection.backlog = ConflatingBuffer()
         self._conflated.inc(connection.backlog.add(channel, keyed))
         connection.check_backlog()
 
-    def _remember(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
+    def _cache_recent(self, channel: Channel, events: list[tuple[int, bytes]]) -> None:
         size = sum(len(data) + OVERHEAD for _, data in events)
         channel.recent += events
         channel.recent_bytes += size
@@ -396,7 +392,7 @@ class Broker:
             channel.recent_bytes -= forgotten
             self._recent_bytes -= forgotten
 
-    def _forget(self, channel: Channel) -> None:
+    def _clear_recent(self, channel: Channel) -> None:
         self._recent_bytes -= channel.recent_bytes
         channel.recent.clear()
         channel.recent_bytes = 0
@@ -452,7 +448,7 @@ class Broker:
             complete = bool(stored.events) and stored.events[0][0] == channel.offset + 1
         if not complete:
             channel.epoch, channel.offset = stored.epoch, stored.offset
-            self._forget(channel)
+            self._clear_recent(channel)
             for stream in list(channel.streams):
                 self._metrics.topic_resets.inc()
                 stream.reset(channel)
@@ -465,7 +461,7 @@ class Broker:
     def _reset_socket(self, channel: Channel, connection: WebSocketConnection) -> None:
         self._metrics.topic_resets.inc()
         if connection.backlog is not None:
-            connection.backlog.drop(channel)
+            connection.backlog.discard(channel)
         connection.notify("topic.reset", channel.position())
 
     # Running
@@ -500,7 +496,7 @@ class Broker:
 
     async def _leave(self, channel: Channel) -> None:
         del self._channels[channel.key]
-        self._forget(channel)
+        self._clear_recent(channel)
         try:
             await self._feed.unsubscribe(channel.key.decode())
         except Unavailable:

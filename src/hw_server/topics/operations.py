@@ -12,6 +12,7 @@ from hw_server.ratelimit import RateLimiter
 from hw_server.topics.broker import Broker, Position
 from hw_server.topics.registry import Registry
 from hw_server.topics.sockets import SocketSubscriptions
+from hw_server.topics.store import TopicStore
 from hw_server.ws.connection import WebSocketConnection
 
 operations = Operations("/topics")
@@ -132,7 +133,7 @@ async def publish(
     """Publish an event to a topic that takes events of clients. It is durable once this is answered, unless the topic is
     ephemeral: then Redis has it."""
     topic = await registry.authorize("publish", query.topic, caller)
-    await limiter.check("publish", f"user:{caller.sub}")
+    await limiter.check("publish", caller.budget_key)
     try:
         event = topic.load(to_json(body.data))
     except ValidationError as error:
@@ -152,11 +153,11 @@ async def publish(
 
 @operations.get("topic.history", "/history", role=SIGNED_IN, problems=(404,))
 async def history(
-    query: HistoryQuery, caller: Principal, registry: Provided[Registry], broker: Provided[Broker]
+    query: HistoryQuery, caller: Principal, registry: Provided[Registry], store: Provided[TopicStore]
 ) -> TopicHistory:
     """Get the last events of a topic, oldest first."""
     await registry.authorize("subscribe", query.topic, caller)
-    stored = await broker.read(query.topic, query.after + 1, query.limit)
+    stored = await store.read(query.topic, query.after + 1, query.limit)
     if query.epoch is not None and query.epoch != stored.epoch:
         raise NotFound("the topic has a new epoch; what came before is gone")
     return TopicHistory(topic=query.topic, epoch=stored.epoch, offset=stored.offset, events=_events(stored.events))

@@ -21,11 +21,9 @@ META_LIFETIME = 7 * 86_400  # seconds that a topic's offset outlives its history
 EMPTY_LIFETIME = 3600  # seconds of a topic that has never had an event, and that nobody reads
 PAGE = 500  # events of one read
 RETRY = 0.3  # seconds without attempts after a connection failed
-# Errors that are about Redis as a whole (the first word of its answer), never about one event.
-OF_REDIS = frozenset({
-    "LOADING", "READONLY", "OOM", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "NOSCRIPT", "NOAUTH",
-    "NOPERM", "UNKILLABLE",
-})  # fmt: skip
+# Codes of errors that are about Redis as a whole, never about one event, and for which redis-py has no class.
+OF_REDIS = frozenset({"MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE"})
+FENCED = -1  # what APPEND returns to a relay after which a later one has published
 
 # Starts a new epoch unless the topic's generation is that of this Redis, and its incarnation that of the outbox. The replication
 # id may change under a connection: with a failover, but also with the first replica, or an hour after the last.
@@ -46,7 +44,7 @@ local durable, incarnation = #KEYS > 2, nil
 if durable then
   incarnation = ARGV[9]
   local fence = tonumber(redis.call('GET', KEYS[3])) or 0
-  if tonumber(ARGV[4]) < fence then return redis.error_reply('FENCED a later relay publishes') end
+  if tonumber(ARGV[4]) < fence then return -1 end
   if tonumber(ARGV[4]) > fence then redis.call('SET', KEYS[3], ARGV[4]) end
 end
 """
@@ -261,16 +259,12 @@ class TopicStore:
         except ResponseError as error:
             return error
 
-    async def close(self) -> None:
-        await self._disconnect()
-
 
 def _refusal(result: Any) -> ResponseError | None:
+    if result == FENCED:
+        raise Fenced
     if not isinstance(result, ResponseError):
         return None
-    code = str(result).partition(" ")[0]
-    if code == "FENCED":
-        raise Fenced
-    if code in OF_REDIS or type(result) is not ResponseError:
+    if type(result) is not ResponseError or str(result).partition(" ")[0] in OF_REDIS:
         raise Unavailable(f"Redis refuses events: {str(result)[:200]}")
     return result

@@ -25,8 +25,8 @@ from hw_server.operations import SIGNED_IN
 from hw_server.ratelimit import ConnectionLimiter, RateLimiter
 from hw_server.ratelimit.connections import RENEWAL
 from hw_server.settings import Settings
-from hw_server.topics.backlog import Backlog
-from hw_server.topics.broker import Broker, Channel, Events, Position
+from hw_server.topics.broker import Broker, Channel, EventBatch, Position
+from hw_server.topics.conflation import ConflatingBuffer
 from hw_server.topics.registry import Registry
 from hw_server.ws.hub import DRAIN_TICK, Drain
 
@@ -49,7 +49,7 @@ class EventStream:
         self._conflated = conflated
         self._buffer: deque[bytes] = deque()
         self._size = 0
-        self._backlog = Backlog()
+        self._backlog = ConflatingBuffer()
         self._filled = asyncio.Event()
         self._positions = positions  # the client has them, whether or not the topic is recovered yet
 
@@ -70,7 +70,7 @@ class EventStream:
             self._put_events(channel, [event])
         return []
 
-    def deliver(self, channel: Channel, events: Events) -> None:
+    def deliver(self, channel: Channel, events: EventBatch) -> None:
         if self.ended is not None:
             return  # its client may never read what it was sent, and so the response not end soon
         if channel.conflates and (self._size > CHUNK or channel in self._backlog):
@@ -82,7 +82,7 @@ class EventStream:
     def reset(self, channel: Channel) -> None:
         if self.ended is not None:
             return
-        self._backlog.drop(channel)
+        self._backlog.discard(channel)
         self._positions[channel.name] = Position(channel.epoch, channel.offset)
         self._put("topic.reset", to_json(channel.position()))
 
@@ -95,7 +95,7 @@ class EventStream:
             self.ended = reason
         self._filled.set()
 
-    def _put_events(self, channel: Channel, events: Events) -> None:
+    def _put_events(self, channel: Channel, events: EventBatch) -> None:
         for offset, data in events:
             if self.ended == "slow_consumer":
                 return
@@ -120,7 +120,7 @@ class EventStream:
         if self._size + self._backlog.size > self._max_bytes:
             self.end("slow_consumer")
             self._buffer.clear()
-            self._backlog = Backlog()
+            self._backlog = ConflatingBuffer()
 
     def take(self) -> bytes:
         """What waits for the client."""
@@ -193,7 +193,7 @@ class EventStreams:
         self._open.inc()
         try:
             # Redis keeps a place for each topic that is asked for: each counts as a socket's subscription does.
-            await self._rate.check("ws", f"user:{caller.sub}", cost=len(topics))
+            await self._rate.check("ws", caller.budget_key, cost=len(topics))
             await self._limiter.acquire(caller.sub, stream.id)
             for name in topics:
                 topic = await self._registry.authorize("subscribe", name, caller)

@@ -21,7 +21,7 @@ log = structlog.get_logger("ws")
 
 MAX_REFUSALS = 200  # by the rate limit in a row, after which the socket is closed
 MAX_HEADER = 10  # bytes of a frame's header
-STRANGER_BYTES = 65_536  # of answers to a socket that has not signed in, in its whole life
+UNAUTHENTICATED_BYTES = 65_536  # of answers to a socket that has not signed in, in its whole life
 
 Handle = Callable[["WebSocketConnection", bytes], Coroutine[Any, Any, None]]
 
@@ -33,7 +33,7 @@ class Backlog(Protocol):
 
     def add(self, channel: Any, keyed: Any) -> int: ...
 
-    def drop(self, channel: Any) -> None: ...
+    def discard(self, channel: Any) -> None: ...
 
     def flush(self, connection: "WebSocketConnection") -> None:
         """Sends them, once it reads again."""
@@ -185,7 +185,7 @@ class WebSocketConnection:
     def room(self) -> bool:
         """Whether there is room for the answer to another call: in the whole, for a client that has not signed in."""
         if self.principal is None:
-            return self._answered + self._pending < STRANGER_BYTES
+            return self._answered + self._pending < UNAUTHENTICATED_BYTES
         return self._pending + self._protocol.unsent < self._settings.max_pending_bytes
 
     def takes(self, size: int) -> bool:
@@ -198,23 +198,19 @@ class WebSocketConnection:
 
     def send_frame(self, frame: bytes) -> None:
         """Writes a whole frame, or closes a client that does not read. Nothing is dropped silently."""
+        if self.write_event(frame):
+            self._sent.inc()
+
+    def write_event(self, frame: bytes) -> bool:
+        """`send_frame` for one of many receivers, whose sender counts them together; whether it was written."""
         protocol = self._protocol
         if not protocol.open:
-            return
+            return False
         if protocol.unsent + len(frame) > self._settings.send_buffer_bytes:
             self.close(CloseCode.SLOW_CONSUMER)
-            return
+            return False
         protocol.write_frame(frame)
-        self._sent.inc()
-
-    def write_event(self, frame: bytes) -> None:
-        """`send_frame` for one of many receivers; the caller counts them together."""
-        protocol = self._protocol
-        if protocol.open:
-            if protocol.unsent + len(frame) > self._settings.send_buffer_bytes:
-                self.close(CloseCode.SLOW_CONSUMER)
-            else:
-                protocol.write_frame(frame)
+        return True
 
     @property
     def stalled(self) -> bool:

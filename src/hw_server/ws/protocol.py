@@ -79,7 +79,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             if self._discarded > MAX_DISCARDED:
                 self.transport.abort()
         elif not self.handshake_initiated:
-            self._read_head(data)
+            self._read_handshake(data)
         elif self.receiver is None or self._held or not self.receiver.ready:
             # Nothing is handled before the handshake is answered, and nothing is read meanwhile.
             self._held = self._held[self._offset :] + data
@@ -93,8 +93,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
                 data, self._partial = bytes(self._partial), None
                 self._read(data, 0)
 
-    def _read_head(self, data: bytes) -> None:
-        """The head comes whole, from uvicorn's HTTP protocol; the library says nothing where it cannot use it."""
+    def _read_handshake(self, data: bytes) -> None:
+        """The request comes whole, from uvicorn's HTTP protocol; the library says nothing where it cannot use it."""
         super().data_received(data)
         if not self.handshake_initiated:
             self._ended = True
@@ -160,9 +160,9 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if not self._held:
             self._resume_reading()
 
-    def _failure(self, kind: int, second: int, head: int, size: int) -> CloseCode | None:
-        """What is wrong with a frame by its head (RFC 6455, sections 5.2, 5.4 and 5.5)."""
-        minimal = head == 2 or (head == 4 and size > 125) or (head == 10 and 65_535 < size < 2**63)
+    def _failure(self, kind: int, second: int, header: int, size: int) -> CloseCode | None:
+        """What is wrong with a frame by its header (RFC 6455, sections 5.2, 5.4 and 5.5)."""
+        minimal = header == 2 or (header == 4 and size > 125) or (header == 10 and 65_535 < size < 2**63)
         if second < MASKED or kind & 0x70 or not minimal:
             return CloseCode.PROTOCOL_ERROR
         if kind & 0x0F >= 8:

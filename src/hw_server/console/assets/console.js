@@ -4,7 +4,7 @@
 const LOG_ENTRIES = 200;
 const LOG_CHARACTERS = 20_000; // of one entry
 const DELAYS = [1, 2, 4, 8, 15, 30]; // seconds before the next attempt to connect
-const PENDING = "hw.sign-in"; // what the answer of the provider is held against; per tab, only while signing in
+const PENDING = "hw.sign-in"; // what the response of the provider is held against; per tab, only while signing in
 const CLOSED = { 1000: "normal", 1005: "no code", 1006: "refused or out of reach" }; // codes that come without a reason
 const UNAUTHENTICATED = 4401;
 const TOKEN_EXPIRED = 4402;
@@ -26,17 +26,17 @@ function make(tag, properties = {}, ...children) {
 
 let own; // this server's settings for the page: client_id, origin
 let provider; // the identity provider's endpoints
-let tokens = null; // the provider's answer, and `expires` in milliseconds; null while signed out
+let tokens = null; // the provider's response, and `expires` in milliseconds; null while signed out
 let renewing = null;
 
 async function ask(address, options = {}) {
   const response = await fetch(address, { credentials: "omit", ...options });
-  const answer = await response.json().catch(() => ({}));
+  const body = await response.json().catch(() => ({}));
   if (!response.ok) {
-    const { error, error_description, detail, title } = answer;
+    const { error, error_description, detail, title } = body;
     throw new Error(error_description ?? detail ?? error ?? title ?? `status ${response.status}`);
   }
-  return answer;
+  return body;
 }
 
 async function configure() {
@@ -73,7 +73,7 @@ async function signIn() {
   );
 }
 
-// Back from the provider: takes its answer out of the address bar, and tokens for it.
+// Back from the provider: takes its response out of the address bar, and tokens for it.
 async function finishSignIn() {
   const query = new URLSearchParams(location.search);
   const pending = JSON.parse(sessionStorage.getItem(PENDING));
@@ -99,9 +99,9 @@ async function finishSignIn() {
 async function takeTokens(form) {
   const held = tokens;
   const body = new URLSearchParams({ client_id: own.client_id, ...form });
-  const answer = await ask(provider.token_endpoint, { method: "POST", body });
+  const response = await ask(provider.token_endpoint, { method: "POST", body });
   if (tokens !== held) return; // signed out meanwhile
-  tokens = { ...held, ...answer, expires: Date.now() + (answer.expires_in ?? 60) * 1000 };
+  tokens = { ...held, ...response, expires: Date.now() + (response.expires_in ?? 60) * 1000 };
 }
 
 // One at a time: the provider may take each refresh token only once.
@@ -571,11 +571,11 @@ function submit(event) {
 function answer(told, text, kind = "") {
   find("outcome").textContent = told;
   find("outcome").className = kind || "quiet";
-  find("answer").textContent = cut(text);
+  find("answer").textContent = truncate(text);
   find("answer").scrollTop = 0;
 }
 
-function cut(text) {
+function truncate(text) {
   const more = text.length - LOG_CHARACTERS;
   return more > 0 ? `${text.slice(0, LOG_CHARACTERS)}\n… ${more} more characters` : text;
 }
@@ -597,7 +597,7 @@ function enter(kind, name, { id, note = "", preview = "", body, folded = false }
   if (body === undefined) {
     entry.append(make("div", {}, ...line));
   } else {
-    const shown = make("pre", { textContent: cut(pretty(body)) });
+    const shown = make("pre", { textContent: truncate(pretty(body)) });
     entry.append(make("details", { open: !folded }, make("summary", {}, ...line), shown));
   }
   const log = find("entries");

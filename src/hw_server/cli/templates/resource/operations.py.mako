@@ -25,7 +25,7 @@ from hw_server.operations import AfterCommit, CountCache${", Events" if topic el
 </%def>\
 <% events = ", events: Events" if topic else "" %>
 operations = Operations("${path}")
-TOTAL = "${name}"  # names the cached totals, which every write drops
+TOTAL = "${name}"  # names the cached totals, which every write invalidates
 ${cls}Page = Page[${cls}]
 % if topic:
 ${upper} = Topic("${name}", ${cls}Event, subscribe=${upper}_READ)
@@ -52,7 +52,7 @@ ${changed("created", "await repository.insert(db, body)")}
 @operations.get("${name}.get", "/{id}", role=${upper}_READ)
 async def get_${singular}(db: Read, id: Id) -> ${cls}:
     """Get ${article} ${words}."""
-    return _found(await repository.by_id(db, id), id)
+    return _or_not_found(await repository.by_id(db, id), id)
 
 
 @operations.put("${name}.replace", "/{id}", role=${upper}_WRITE)
@@ -61,7 +61,7 @@ async def replace_${singular}(
 ) -> ${cls}:
     """Replace ${article} ${words}."""
     after.append(counts.invalidate(TOTAL))
-${changed("updated", "_found(await repository.update(db, id, body), id)")}
+${changed("updated", "_or_not_found(await repository.update(db, id, body), id)")}
 
 
 @operations.patch("${name}.update", "/{id}", role=${upper}_WRITE)
@@ -70,7 +70,7 @@ async def update_${singular}(
 ) -> ${cls}:
     """Change some fields of ${article} ${words}."""
     after.append(counts.invalidate(TOTAL))
-${changed("updated", "_found(await repository.update(db, id, body), id)")}
+${changed("updated", "_or_not_found(await repository.update(db, id, body), id)")}
 
 
 @operations.delete("${name}.delete", "/{id}", role=${upper}_WRITE)
@@ -80,14 +80,14 @@ async def delete_${singular}(
     """Delete ${article} ${words}."""
     after.append(counts.invalidate(TOTAL))
 % if topic:
-    ${singular} = _found(await repository.delete(db, id), id)
+    ${singular} = _or_not_found(await repository.delete(db, id), id)
     events.publish(${upper}, ${cls}Event(action="deleted", ${singular}=${singular}))
 % else:
-    _found(await repository.delete(db, id), id)
+    _or_not_found(await repository.delete(db, id), id)
 % endif
 
 
-def _found(${singular}: ${cls} | None, ${singular}_id: int) -> ${cls}:
+def _or_not_found(${singular}: ${cls} | None, ${singular}_id: int) -> ${cls}:
     if ${singular} is None:
         raise NotFound(f"there is no ${words} {${singular}_id}")
     return ${singular}

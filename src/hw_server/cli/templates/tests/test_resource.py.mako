@@ -57,13 +57,13 @@ async def test_the_same_over_the_socket(server: Running, token: Token, fields: F
 % if topic:
 async def heard(socket: Socket, ${singular}_id: int) -> list[Fields]:
     """The events of one ${words} until it is deleted."""
-    found: list[Fields] = []
-    while not found or found[-1]["action"] != "deleted":
+    received: list[Fields] = []
+    while not received or received[-1]["action"] != "deleted":
         message = await socket.read()
         params = message["params"]
         events = params["events"] if message["method"] == "topic.events" else [params]
-        found += [event["data"] for event in events if event["data"]["${singular}"]["id"] == ${singular}_id]
-    return found
+        received += [event["data"] for event in events if event["data"]["${singular}"]["id"] == ${singular}_id]
+    return received
 
 
 async def test_what_changes_is_published(

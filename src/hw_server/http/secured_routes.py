@@ -31,20 +31,20 @@ MAX_RESOURCE = 255  # characters
 SIGN_IN = "sign-in"  # the name of the security scheme
 
 
-def guarded(feature: Feature, trail: AuditTrail, failures: Failures, record_reads: bool) -> APIRouter:
-    """The feature's router with guarded copies of its routes, below `/api`. Raises ValueError for a route that says neither
+def secured(feature: Feature, trail: AuditTrail, failures: Failures, record_reads: bool) -> APIRouter:
+    """The feature's router with secured copies of its routes, below `/api`. Raises ValueError for a route that says neither
     `require(...)` nor `public()`."""
     assert feature.router is not None
     router = copy(feature.router)
     router.routes = [
-        _guarded_route(feature, route, trail, failures, record_reads)
+        _secured_route(feature, route, trail, failures, record_reads)
         # FastAPI keeps those that `frontend()` adds apart.
         for route in (*feature.router.routes, *getattr(feature.router, "_low_priority_routes", ()))
     ]
     return router
 
 
-def _guarded_route(
+def _secured_route(
     feature: Feature, route: BaseRoute, trail: AuditTrail, failures: Failures, record_reads: bool
 ) -> BaseRoute:
     path = getattr(route, "path", "a router within its router")
@@ -68,8 +68,8 @@ def _guarded_route(
     # Not by `include_router(prefix=...)`, which leaves it out of what metrics and logs name.
     result.path = f"/api{path}"
     # On exempt paths the route records its refusals itself.
-    guard = _Guard(route, result.handle, roles, trail, audit, None if path in feature.exempt else failures)
-    result.handle = guard  # type: ignore[method-assign]
+    handle = _SecuredRoute(route, result.handle, roles, trail, audit, None if path in feature.exempt else failures)
+    result.handle = handle  # type: ignore[method-assign]
     role = ", ".join(roles) or None
     result.description = f"{route.description}\n\n{role_in_words(role)}".lstrip()
     result.openapi_extra = {"x-role": role or PUBLIC, **(route.openapi_extra or {})}
@@ -85,7 +85,7 @@ def _declared(dependant: Dependant) -> Iterator[Access]:
         yield from _declared(dependency)
 
 
-class _Guard:
+class _SecuredRoute:
     """ASGI application of one route."""
 
     def __init__(

@@ -13,7 +13,7 @@ OVERHEAD = 100  # bytes that an event has beside its data, at least
 Keyed = list[tuple[bytes, tuple[int, bytes]]]  # (key, (offset, JSON)), in order
 
 
-class Backlog:
+class ConflatingBuffer:
     """Keeps the newest event of each key. Offsets increase, so any delivered offset is a valid position to recover from. `size` is
     in bytes."""
 
@@ -38,7 +38,7 @@ class Backlog:
             self.size += len(event[1]) + OVERHEAD
         return replaced
 
-    def drop(self, channel: "Channel") -> None:
+    def discard(self, channel: "Channel") -> None:
         for _, data in self._by_channel.pop(channel, {}).values():
             self.size -= len(data) + OVERHEAD
 
