@@ -18,7 +18,8 @@ from tests.provider import Provider
 from tests.shell import Shell
 
 FEATURES = {"HW_FEATURES": "hw_server.features:FEATURES"}
-ROLES = [*USERS["dave"], "books:read", "books:write", "chapters:read", "chapters:write"]
+WRITTEN = [f"{name}:{right}" for name in ("authors", "books", "chapters") for right in ("read", "write")]
+ROLES = sorted({*USERS["dave"], *WRITTEN})
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ class DomainError(Exception):
 
 
 class InternalError(DomainError):
-    """What the caller is told of a defect."""
+    """500: any exception that is no domain error; the log has its traceback, the caller gets no detail."""
 
     code = "internal_error"
     title = "Internal server error"
@@ -61,12 +61,14 @@ class Malformed(DomainError):
 
 
 class HostNotAllowed(Malformed):
+    """400: the `Host` header names none of `http.allowed_hosts`; HTTP only."""
+
     code = "host_not_allowed"
     title = "Host not allowed"
 
 
 class MethodNotAllowed(Malformed):
-    """`allow` lists the methods of the path, as the `Allow` header wants them."""
+    """405, HTTP only. `allow` lists the methods of the path, as the `Allow` header wants them."""
 
     code = "method_not_allowed"
     title = "Method not allowed"
@@ -74,6 +76,8 @@ class MethodNotAllowed(Malformed):
 
 
 class UnsupportedMediaType(Malformed):
+    """415: the operation takes JSON, the body is declared as something else; HTTP only."""
+
     code = "unsupported_media_type"
     title = "Unsupported media type"
     status = 415
@@ -93,6 +97,8 @@ class Unauthenticated(DomainError):
 
 
 class Forbidden(DomainError):
+    """403: the caller is known, but may not do this; `detail` names the missing role or right."""
+
     code = "forbidden"
     title = "Forbidden"
     status = 403
@@ -100,11 +106,15 @@ class Forbidden(DomainError):
 
 
 class OriginNotAllowed(Forbidden):
+    """403 to a handshake: pages of this `Origin` may not open sockets (`ws.allowed_origins`, `http.cors_origins`)."""
+
     code = "origin_not_allowed"
     title = "Origin not allowed"
 
 
 class NotFound(DomainError):
+    """404: no such row, route, method or topic, or none that the caller may see. `detail` names it."""
+
     code = "not_found"
     title = "Not found"
     status = 404
@@ -112,6 +122,9 @@ class NotFound(DomainError):
 
 
 class Conflict(DomainError):
+    """409: the request contradicts the stored state. Violated unique and foreign keys raise it with the `detail` of
+    `Feature.conflicts`; raise it for rules that the database does not know."""
+
     code = "conflict"
     title = "Conflict"
     status = 409
@@ -119,6 +132,8 @@ class Conflict(DomainError):
 
 
 class PayloadTooLarge(DomainError):
+    """413: a body, message, event or answer over a limit; `detail` says which."""
+
     code = "payload_too_large"
     title = "Payload too large"
     status = 413
@@ -157,6 +172,9 @@ class Unavailable(DomainError):
 
 
 class Timeout(DomainError):
+    """504: the operation took longer than `http.request_timeout`, or a statement longer than `database.command_timeout`. A
+    change was rolled back, unless `detail` begins with "the outcome is unknown": then COMMIT was not answered."""
+
     code = "timeout"
     title = "Timeout"
     status = 504

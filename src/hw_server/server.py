@@ -33,23 +33,23 @@ BACKLOG = 2048
 RESTART_PAUSE = 1.0  # seconds before a dead worker is replaced
 CRASH_TIME = 10.0  # seconds; a worker that ends sooner after its start has crashed
 CRASHES = 5  # crashes in a row for each worker after which the parent gives up
-HEARTBEAT = 0.5  # seconds between two signs of life of a worker
-START_TIME = 60.0  # seconds; until its first sign of life a worker imports and starts its services
-GC_THRESHOLD = 10_000  # objects more than there were, after which the youngest generation is collected
-CALLS_SHARE = 2 / 3  # of the shutdown's time, for calls and requests to end; the rest is for services and pools
+HEARTBEAT = 0.5  # seconds between two heartbeats of a worker to its parent
+START_TIME = 60.0  # seconds for imports and services before the first heartbeat
+GC_THRESHOLD = 10_000  # new objects after which the youngest generation is collected
+CALLS_SHARE = 2 / 3  # of `http.shutdown_timeout`, for calls and requests to end; the rest is for services and pools
 
 
 class Server(uvicorn.Server):
     """uvicorn closes its sockets right on SIGTERM; here the application drains first, still accepting. `parent` is a socket to
-    the parent process, which gets a byte every `HEARTBEAT` seconds while the event loop turns, and which reads as ended once that
-    process is gone: no worker stays behind on its own."""
+    the parent process, which gets a byte every `HEARTBEAT` seconds while the event loop runs. EOF on it means that the
+    parent exited; the worker then shuts down."""
 
     def __init__(self, settings: Settings, parent: socket.socket | None = None) -> None:
         self._failed = False
         self._parent = parent
         self._drain_delay = settings.http.drain_delay
         self._write_timeout = settings.http.write_timeout
-        self._closing: set[Any] = set()  # connections that were closed, but not gone, when it was looked last
+        self._closing: set[Any] = set()  # connections that were closing at the last check
         self._timeout = settings.http.shutdown_timeout * CALLS_SHARE
         application = create_app(settings, load_features(settings.features), self._fail)
         self._lifecycle = application.lifecycle
@@ -186,7 +186,7 @@ class Worker:
         self._beats = False
 
     def silent(self, timeout: float) -> bool:
-        """Whether its event loop has stood still for that many seconds."""
+        """Whether no heartbeat has come for `timeout` seconds (`START_TIME` at least before the first one)."""
         with contextlib.suppress(OSError):  # nothing has come
             if self._socket.recv(65_536):
                 self._heard, self._beats = time.monotonic(), True
@@ -197,7 +197,7 @@ class Worker:
 
 
 class Workers:
-    """The parent of several workers on one listening socket: replaces those that ended or hang, passes on the end."""
+    """The parent of several workers on one listening socket: replaces those that ended or hang, stops all on SIGTERM."""
 
     def __init__(self, settings: Settings, bound: socket.socket, environment: dict[str, str]) -> None:
         self._environment = environment
@@ -227,7 +227,7 @@ class Workers:
             return self._end()
 
     def _works(self, worker: Worker) -> bool:
-        """Ends a worker that hangs: its connections would wait for as long as their clients do."""
+        """Whether it runs. Kills a worker that hangs, as its connections would wait until their clients give up."""
         process = worker.process
         if process.poll() is None:
             if not worker.silent(self._silence):
@@ -239,7 +239,7 @@ class Workers:
         log.error("worker_ended", pid=process.pid, code=code)
         crashed = time.monotonic() - worker.started < CRASH_TIME
         self._crashes = self._crashes + 1 if crashed else 0
-        # What it counted stays, what it held is gone.
+        # Keeps its counters, removes its live gauges.
         mark_process_dead(process.pid, path=self._metrics_folder)  # type: ignore[no-untyped-call]
         if not self._stopping:
             time.sleep(RESTART_PAUSE)

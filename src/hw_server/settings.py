@@ -58,10 +58,14 @@ OnRedisDown = Literal["open", "closed"]
 
 
 class Group(BaseModel):
+    """Settings that belong together: immutable, unknown names are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class HttpSettings(Group):
+    """The HTTP server: address, limits, timeouts and shutdown."""
+
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
     workers: int = Field(1, ge=1, le=256, description="Worker processes of `hw serve`.")
@@ -121,6 +125,8 @@ class HttpSettings(Group):
 
 
 class DatabaseSettings(Group):
+    """PostgreSQL: addresses, pool, timeouts and migrations."""
+
     url: SecretStr = Field(
         SecretStr("postgresql://hw:hw-dev@127.0.0.1:15432/hw_db"),
         description="PostgreSQL address with credentials.",
@@ -144,6 +150,8 @@ class DatabaseSettings(Group):
 
 
 class RedisSettings(Group):
+    """Redis or Valkey: address, databases and key prefix."""
+
     url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:16379"), description="Redis or Valkey address without a database."
     )
@@ -155,6 +163,8 @@ class RedisSettings(Group):
 
 
 class OidcSettings(Group):
+    """The OpenID provider and the verification of its tokens."""
+
     issuer: str = Field("http://127.0.0.1:18080/realms/hw", description="Issuer as it stands in tokens (`iss`).")
     internal_url: str | None = Field(None, description="Where this server reaches the issuer, if not at `oidc.issuer`.")
     audience: str = Field("hw-api", min_length=1, description="Required audience (`aud`) of access tokens.")
@@ -191,6 +201,8 @@ class OidcSettings(Group):
 
 
 class RateLimitSettings(Group):
+    """Limits per user or client address."""
+
     http_per_minute: int = Field(6000, ge=1, description="HTTP requests a minute per user or client address.")
     ws_per_minute: int = Field(12_000, ge=1, description="Socket calls a minute per user.")
     publishes_per_minute: int = Field(
@@ -215,6 +227,8 @@ class RateLimitSettings(Group):
 
 
 class WebSocketSettings(Group):
+    """Sockets: sign-in, limits and keep-alive."""
+
     allowed_origins: Names = Field(
         (), description="Browser origins allowed to open a socket besides `http.cors_origins`."
     )
@@ -236,6 +250,8 @@ class WebSocketSettings(Group):
 
 
 class TopicSettings(Group):
+    """Topics: outbox relay, sizes of events, and what is kept in memory."""
+
     poll_interval: float = Field(0.1, gt=0, le=10, description="Longest wait of an event for the relay, seconds.")
     max_per_socket: int = Field(100, ge=1, le=10_000, description="Topics one socket or event stream subscribes to.")
     max_topics: int = Field(20_000, ge=1, description="Topics with subscribers at most, per worker.")
@@ -254,6 +270,8 @@ class TopicSettings(Group):
 
 
 class AuditSettings(Group):
+    """The audit trail: queue, spool on disk and retention."""
+
     queue_size: int = Field(10_000, ge=1, description="Rows waiting in memory at most, per worker.")
     batch_size: int = Field(500, ge=1, le=10_000, description="Rows written at once.")
     flush_interval: float = Field(0.5, gt=0, le=60, description="Longest time a row waits in memory, seconds.")
@@ -271,6 +289,8 @@ class AuditSettings(Group):
 
 
 class BackupSettings(Group):
+    """`hw backup` and `hw restore`; the server uses none of them."""
+
     url: SecretStr | None = Field(
         None, description="PostgreSQL address of a superuser, for `hw backup` and `hw restore` alone."
     )
@@ -289,6 +309,8 @@ class BackupSettings(Group):
 
 
 class LogSettings(Group):
+    """Log lines on stdout."""
+
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level written.")
     format: Literal["json", "console"] = Field(
         "json",
@@ -298,6 +320,8 @@ class LogSettings(Group):
 
 
 class Settings(Group):
+    """All settings of the server; `load` reads them from the environment."""
+
     environment: Environment = Field(
         Environment.DEVELOPMENT,
         description="`production` refuses development secrets and plain HTTP issuers.",
@@ -405,7 +429,7 @@ def _conflicts(settings: Settings) -> list[str]:
         if not usable and not (name == "database.owner_url" and settings.database.owner_url is None):
             problems.append(f"{name}: must be an address that starts with {' or '.join(s + '://' for s in schemes)}")
     if settings.database.owner_password is not None and settings.database.owner_url is None:
-        problems.append("database.owner_password: is nobody's without database.owner_url")
+        problems.append("database.owner_password: needs database.owner_url")
     if settings.oidc.issuer.endswith("/"):
         problems.append(
             "oidc.issuer: must not end with a slash; it is compared with the token's `iss` letter by letter"

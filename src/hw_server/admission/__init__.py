@@ -1,5 +1,4 @@
-"""Who calls and which budget that counts against, and what is told of a finished call: one way for HTTP requests, handshakes
-and calls of a socket."""
+"""Authentication, rate limit, metrics and log line of a call: the same for HTTP requests, handshakes and socket calls."""
 
 from hw_server.admission.accounting import Accounting
 from hw_server.admission.admission import Admission

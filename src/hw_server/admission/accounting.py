@@ -1,3 +1,5 @@
+"""Metrics and log lines of finished calls, for HTTP and the socket."""
+
 import time
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""Authentication and rate limits of calls, for HTTP and the socket."""
+
 from typing import Literal
 
 from hw_server.auth.authentication import Authentication, bearer_token
@@ -14,8 +16,8 @@ class Admission:
         self._limiter = limiter
 
     async def handshake(self, call: Call, authorization: bytes | None) -> None:
-        """The same for an attempt to open a socket: it counts for the address before the token is verified, which costs most,
-        and for the user after."""
+        """The same for an attempt to open a socket: counted for the address before the token is verified, as that costs most,
+        and for the user after it."""
         await self._limiter.check("handshake", call.address_key)
         if authorization is not None:
             await self._authenticate(call, authorization)
@@ -38,4 +40,4 @@ class Admission:
             elif call.caller is not None:
                 await self._authentication.recheck(call.caller)
         except DomainError as refusal:
-            call.refusal = refusal.with_traceback(None)  # which leads to the call
+            call.refusal = refusal.with_traceback(None)  # the traceback references the call: a cycle

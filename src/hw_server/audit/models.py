@@ -1,3 +1,5 @@
+"""Audit entries as answered, and the filters of their list."""
+
 from datetime import datetime
 from typing import Literal
 
@@ -10,7 +12,7 @@ Outcome = Literal["success", "denied", "failure"]
 
 
 class AuditEntry(BaseModel):
-    """One row of `user_actions`."""
+    """One entry of the audit trail. `occurred_at` is in UTC, `duration_ms` in milliseconds; what does not apply is null."""
 
     id: int
     occurred_at: datetime
@@ -32,6 +34,8 @@ EntryPage = Page[AuditEntry]
 
 
 class AuditFilter(BaseModel):
+    """Filters, all of which have to match; unknown parameters are refused."""
+
     model_config = ConfigDict(extra="forbid")
 
     user: Text | None = Field(None, max_length=255, description="`sub` or user name.")
@@ -44,4 +48,6 @@ class AuditFilter(BaseModel):
 
 
 class AuditQuery(AuditFilter, CursorQuery):
+    """A page of the list, newest first: at most 500 entries."""
+
     per_page: int = Field(50, ge=1, le=500)

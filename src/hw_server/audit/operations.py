@@ -1,3 +1,5 @@
+"""Reading the audit trail: routes below `/api/audit-logs` and methods of the socket."""
+
 from hw_server.audit import repository
 from hw_server.audit.models import AUDIT_READ, AuditEntry, AuditQuery, EntryPage
 from hw_server.errors import NotFound

@@ -1,3 +1,5 @@
+"""The SQL that reads `user_actions`."""
+
 from typing import Any, get_args
 
 from hw_server.audit.models import AuditEntry, AuditFilter, AuditQuery, Outcome
@@ -10,7 +12,7 @@ COLUMNS = """id, occurred_at, user_id, username, roles, action, resource, outcom
 RESOURCE = (
     """(resource COLLATE "C" = {0} OR (resource COLLATE "C" >= {0} || '/' AND resource COLLATE "C" < {0} || '0'))"""
 )
-# A constant each: with a parameter PostgreSQL may plan without the index of what did not succeed.
+# Constants, not a parameter: a generic plan could not use the partial index on rows that did not succeed.
 OUTCOMES = {outcome: f"outcome = '{outcome}'" for outcome in get_args(Outcome)}
 NEWEST_FIRST, OLDEST_FIRST = Sort(AuditEntry, "-occurred_at"), Sort(AuditEntry, "occurred_at")
 

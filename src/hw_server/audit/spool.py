@@ -105,7 +105,7 @@ class Spool:
         if name is None:
             self._open = segment if written and segment.file.tell() < SEGMENT_BYTES else None
         if segment is not self._open:
-            segment.file.close()  # and so free to be replayed, by any process
+            segment.file.close()  # releases its lock: any process may replay it
         self._bytes.set(self._size())
         return len(lines) if written else 0
 
@@ -154,7 +154,7 @@ class Spool:
         return sorted(self._folder.glob("*.ndjson")) if self._folder.is_dir() else []
 
     def _create(self, name: str) -> Segment:
-        """Rows name people and what they did: the files are for the server's user alone."""
+        """Readable by the server's user only: rows name people and what they did."""
         self._folder.parent.mkdir(parents=True, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path = self._folder / name

@@ -22,7 +22,7 @@ COLUMNS = AuditRow._fields
 INSERT = (
     f"INSERT INTO user_actions ({', '.join(COLUMNS)}) VALUES ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"  # noqa: S608
 )
-# With the name of what was written. The names of what is known to be written are needed no more.
+# Records the batch's name; deletes names whose COMMIT was confirmed.
 RECORD = """WITH settled AS (DELETE FROM audit_replays WHERE segment = ANY($2))
             INSERT INTO audit_replays (segment) VALUES ($1) ON CONFLICT DO NOTHING RETURNING true"""
 
@@ -49,8 +49,8 @@ class AuditWriter:
         self._settings = settings
         self._db = db
         self._queue: deque[AuditRow] = deque()
-        self._parts: list[Batch] = []  # of batches that PostgreSQL refused whole
-        self._settled: list[str] = []  # names of what is written for sure
+        self._parts: list[Batch] = []  # halves of batches that PostgreSQL refused
+        self._settled: list[str] = []  # names of batches whose COMMIT was confirmed
         self._spool = Spool(settings.spill_dir, settings.spill_max_bytes, metrics)
         self._wake = asyncio.Event()
         self._written = metrics.audit_rows.labels("written")

@@ -37,8 +37,8 @@ class Authentication:
         return principal
 
     async def replace(self, older: Principal, newer: Principal) -> None:
-        """A caller has another token. Where it is newer and brings fewer roles, what else was opened with older ones of its session
-        ends, too; raises `Unavailable` where that cannot be told."""
+        """To be called when a caller gets another token. Where it is newer and has fewer roles, older tokens of its session are
+        revoked, which closes what they opened; raises `Unavailable` where that cannot be stored."""
         same = newer.session_id == older.session_id and newer.client_id == older.client_id
         if same and newer.issued_at >= older.issued_at and not older.roles <= newer.roles:
             await self._revocations.revoke_roles(newer)

@@ -20,13 +20,13 @@ log = structlog.get_logger()
 
 ALGORITHMS = {"RSA": "RS256", "EC": "ES256"}
 RETRY_INTERVAL = 5.0  # seconds between two attempts to fetch keys that are past their maximum age
-LOOK_INTERVAL = 1.0  # seconds between two looks whether there are keys to fetch again
-MATERIAL = ("kid", "kty", "alg", "crv", "n", "e", "x", "y")  # the members of a JWK that make it another key
+LOOK_INTERVAL = 1.0  # seconds between two checks whether the keys are to be fetched again
+MATERIAL = ("kid", "kty", "alg", "crv", "n", "e", "x", "y")  # the members of a JWK that its fingerprint covers
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """`fingerprint` tells it from another key that is published under the same id."""
+    """`fingerprint` differs from that of another key published under the same `kid`."""
 
     jwk: PyJWK
     fingerprint: str
@@ -70,7 +70,7 @@ class SigningKeys:
         return fingerprint in self._trusted and not self._stale
 
     def withdrawn(self, fingerprint: str) -> bool:
-        """Whether the provider has it no more."""
+        """Whether the key is missing from the latest JWKS."""
         return fingerprint not in self._trusted
 
     async def discover(self) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+"""The authenticated caller."""
+
 from dataclasses import dataclass, field
 
 

@@ -25,11 +25,11 @@ LIFETIME_OF_0_1 = 36_000  # seconds that an entry of version 0.1 counts
 RETRY_INTERVAL = 0.5  # seconds before the feed is followed again
 PING_INTERVAL = 1.0  # seconds between two pings on the feed
 PONG_TIMEOUT = 2.5  # seconds without a message or pong after which the feed is broken
-MAX_SESSIONS = 1000  # of one user that are named when all of them end
+MAX_SESSIONS = 1000  # listed by id in one sign-out of a user
 
 
 class SignOut(BaseModel):
-    """What the end of all sessions of a user covers: sessions that began up to `at`; tokens issued up to `not_before`, which
+    """What a sign-out of a user covers: sessions that began up to `at`; tokens issued up to `not_before`, which
     allows for the provider's clock; and the sessions known by name, as a token refreshed later does not always say when its
     session began. Times are Unix time in seconds."""
 
@@ -38,7 +38,7 @@ class SignOut(BaseModel):
     sessions: frozenset[str] = frozenset()
 
     def covers(self, principal: Principal) -> bool:
-        # A session that begins right after is refused for the leeway only: by its tokens' age, not by its own.
+        # A session that begins right after is refused for the leeway only: its later tokens are issued after `not_before`.
         return (
             principal.began_at <= self.at
             or principal.issued_at <= self.not_before
@@ -47,8 +47,8 @@ class SignOut(BaseModel):
 
 
 class Narrowed(BaseModel):
-    """A newer token of a session brings fewer roles: what that covers are tokens of the same client, issued up to `issued_at` (Unix
-    time in seconds), with others."""
+    """A newer token of a session has fewer roles: covers tokens of the same client, issued up to `issued_at` (Unix time in
+    seconds), that have roles beyond `roles`."""
 
     client_id: str
     issued_at: float
@@ -82,7 +82,7 @@ class Revocation:
 
     @property
     def reason(self) -> str:
-        """Why what it covers ends; a session whose roles became fewer goes on with its newer token."""
+        """Why sockets and streams that it covers are closed; with fewer roles the session continues with its newer token."""
         return "session_revoked" if self.narrowed is None else "token_expired"
 
     @property
@@ -94,14 +94,14 @@ class Revocation:
 
     @classmethod
     def parse(cls, entry: str, until: float, details: bytes | None) -> "Revocation":
-        """Raises ValueError for what is none."""
+        """Raises ValueError for an entry that cannot be read."""
         if not math.isfinite(until):
             raise ValueError("the end is no time")
         sub = _sub_of(entry)
         if sub is not None:
             if details is not None:
                 return cls(until, sub=sub, sign_out=SignOut.model_validate_json(details))
-            at = until - LIFETIME_OF_0_1  # version 0.1 told the moment by the end alone
+            at = until - LIFETIME_OF_0_1  # version 0.1 stored the end only
             return cls(until, sub=sub, sign_out=SignOut(at=at, not_before=at))
         if entry.startswith(ROLES):
             narrowed = Narrowed.model_validate_json(details or b"")
@@ -181,7 +181,7 @@ class Revocations:
             if known is None or not Narrowed.model_validate_json(known).is_newer(narrowed):
                 self._queue(pipe, revocation)
 
-        # Again where another process writes the key in between: the newest token wins.
+        # Retried where another process writes the key in between (WATCH): the newest token wins.
         await self._redis.run("revocation", lambda client: client.transaction(change, key))
         self._add(revocation)
 
@@ -192,7 +192,7 @@ class Revocations:
         async def write(client: Any) -> tuple[Revocation, frozenset[str]]:
             now = time.time()
             known = await client.zrevrange(self._keys.user_sessions(sub), 0, MAX_SESSIONS - 1)
-            # Sessions that ended with an earlier sign-out are known no more, and may still be refreshed.
+            # Sessions of an earlier sign-out are deleted, but may still be refreshed: they are listed again.
             before = _sessions_of(await client.get(self._keys.signed_out(sub)))
             names = [*(name.decode() for name in known), *before][:MAX_SESSIONS]
             covered = SignOut(at=now, not_before=now + self._settings.leeway, sessions=frozenset(names))
@@ -229,7 +229,7 @@ class Revocations:
                 await asyncio.sleep(RETRY_INTERVAL)
 
     async def _follow(self) -> None:
-        """Subscribes before it loads: what is published in between arrives twice, never not at all."""
+        """Subscribes before it loads: what is published in between may be delivered twice, but is never missed."""
         client = self._redis.client
         async with client.pubsub() as feed:
             await feed.subscribe(self._keys.revocations)
@@ -250,7 +250,7 @@ class Revocations:
                         until, _, entry = message["data"].partition(b"|")
                         await self._add_all(client, [(entry, until)])
                 elif now - heard > PONG_TIMEOUT:
-                    # A connection that swallows everything takes writes, too: only an answer proves it.
+                    # Writes succeed on a dead connection, too; only a response proves that it works.
                     raise TimeoutError("no pong")
                 if now - pinged >= PING_INTERVAL:
                     pinged = now

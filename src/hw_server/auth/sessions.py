@@ -1,4 +1,4 @@
-"""What is known of signed-in sessions, kept in Redis DB 1. A session is the provider's `sid`, or the token's `jti` where it
+"""Signed-in sessions, kept in Redis DB 1. A session is the provider's `sid`, or the token's `jti` where it
 has none."""
 
 import asyncio
@@ -24,13 +24,16 @@ TOUCH_INTERVAL = 30.0  # seconds between two writes of one session's `last_seen_
 MAX_PENDING, MAX_TOUCHED = 10_000, 50_000  # sessions in memory at most: to be written, and written lately
 MAX_LISTED = 200  # sessions of one user
 MAX_USER_AGENT = 300  # characters
-OPTIONAL = ("client_ip", "user_agent")  # an empty text in Redis is none of these
+OPTIONAL = ("client_ip", "user_agent")  # stored as empty text where unknown
 
 
 Pending = tuple[Principal, str | None, str | None]  # with the client's address and its user agent
 
 
 class Session(BaseModel):
+    """A signed-in session: the provider's `sid`, or the token's `jti` where it has none. `client_ip` and `user_agent` are those
+    of the request last recorded."""
+
     id: str
     sub: str
     username: str
@@ -86,17 +89,17 @@ class SessionStore:
         written, self._written = self._written, []
         late, sessions = [], []
         for item in pending.values():
-            # A session that was revoked meanwhile must not come back.
+            # A session that was revoked meanwhile must not be written again.
             revocation = self._revocations.covering(item[0])
             if revocation is None:
                 sessions.append(item)
             elif revocation.sub is not None:
                 late.append(item[0].session_id)
         try:
-            await self._end_revoked(written)  # the feed may tell of it later than Redis that they are written
+            await self._end_revoked(written)  # the revocation message may arrive after the session was written
             if sessions:
                 await self._redis.run("sessions", lambda client: self._write_all(client, sessions))
-            # The end of all of a user's sessions did not know these yet: a refreshed token of theirs would count.
+            # A sign-out of the user did not list these sessions, so a refreshed token would be accepted: revoke each by id.
             for session_id in late:
                 await self._revocations.revoke_session(session_id)
             self._written = await self._end_revoked([principal for principal, *_ in sessions])
@@ -105,7 +108,7 @@ class SessionStore:
                 self._touched.pop(session_id, None)
 
     async def _end_revoked(self, written: list[Principal]) -> list[Principal]:
-        """Ends again those that ended while they were written, which has brought them back; returns the others."""
+        """Revokes again the sessions that ended while they were written, as the write restored them; returns the others."""
         ended = []
         for principal in written:
             revocation = self._revocations.covering(principal)
@@ -208,7 +211,7 @@ class SessionStore:
             await client.delete(self._keys.user_sessions(sub), *map(self._keys.session, ids))
             return ids
 
-        # Some were written since the others were named: a refreshed token of theirs would count.
+        # Written after the sign-out listed its sessions, so a refreshed token would be accepted: revoke each by id.
         unnamed = [name for name in await self._redis.run("sessions", delete) if name not in named]
         for session_id in unnamed[:MAX_LISTED]:
             await self._revocations.revoke_session(session_id)
@@ -219,7 +222,7 @@ class SessionStore:
         return bool(await self._redis.run("sessions", lambda client: client.exists(key)))
 
     async def mark_replayed(self, jti: str, seconds: int) -> None:
-        """Makes a logout token a replay from now on."""
+        """Stores the `jti` of a logout token, which makes it a replay for `seconds`."""
         key = self._keys.logout_token(jti)
         await self._redis.run("sessions", lambda client: client.set(key, 1, ex=seconds))
 

@@ -24,7 +24,7 @@ from hw_server.observability.metrics import Metrics
 from hw_server.settings import OidcSettings
 
 MAX_TOKEN_BYTES = 8192
-MAX_CLAIM = 255  # characters of `sub` and of a session's id; a longer name is cut, as nobody is told apart by it
+MAX_CLAIM = 255  # characters of `sub` and of a session's id; a longer user name is truncated, as it identifies nobody
 ACCEPTED = frozenset({"RS256", "ES256"})
 REASONS: tuple[tuple[type[PyJWTError], str], ...] = (
     (ExpiredSignatureError, "expired"),
@@ -131,7 +131,7 @@ class TokenVerifier:
         username = name if isinstance(name, str) and name else sub
         client_id = str(claims.get("azp") or claims.get("client_id") or "")
         roles = self._roles(claims)
-        # A part of a session's id or of a `sub` could be somebody else's.
+        # Refused, not truncated: a part of a session's id or a `sub` could equal somebody else's.
         if len(sub) > MAX_CLAIM or len(session_id) > MAX_CLAIM:
             raise Unauthenticated("malformed")
         if not all(map(storable, (sub, session_id, str(claims.get("jti")), username, client_id, *roles))):
@@ -187,7 +187,7 @@ def storable(text: str) -> bool:
 
 
 def as_seconds(value: Any) -> float | None:
-    """A time of a claim; None for what is none."""
+    """The Unix time in a claim, None for anything else."""
     try:
         seconds = float(value)
     except (TypeError, ValueError, OverflowError):

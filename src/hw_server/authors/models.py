@@ -14,6 +14,8 @@ AuthorOrder = Literal["id", "-id", "name", "-name", "born", "-born"]
 
 
 class Author(BaseModel):
+    """An author as stored. `created_at` and `updated_at` are in UTC."""
+
     id: int
     name: str
     bio: str
@@ -30,6 +32,8 @@ class AuthorEvent(BaseModel):
 
 
 class AuthorCreate(BaseModel):
+    """A new author, or all fields of one to replace. Unknown fields are refused; blanks around `name` are removed."""
+
     model_config = ConfigDict(extra="forbid")
 
     name: Name = Field(description="Unique.")
@@ -46,6 +50,8 @@ class AuthorPatch(Patch):
 
 
 class AuthorQuery(PageQuery):
+    """Filters and order of the list; dates are inclusive. Unknown parameters are refused."""
+
     name: Text | None = Field(None, max_length=200, description="Part of the name, in any case.")
     born_from: Date | None = None
     born_to: Date | None = None

@@ -22,7 +22,7 @@ from hw_server.settings import BackupSettings, Settings
 
 PAUSE = 300.0  # seconds before a failed backup is tried again
 NAME = re.compile(r"\d{8}T\d{6}Z")
-# Roles are made where they are missing; their passwords are the secrets' business.
+# Missing roles are created; passwords come from the deployment's secrets, not from the dump.
 ROLES = ("pg_dumpall", "--globals-only", "--no-role-passwords")
 CREATE_ROLE = re.compile(r"^CREATE ROLE (.+);$", re.M)
 # What pg_dump writes for newer servers and older ones refuse.
@@ -73,7 +73,7 @@ def _serve(settings: Settings) -> None:
     size = Gauge("backup_size_bytes", "Bytes of all backups kept.", registry=registry)
     size.set_function(lambda: float(sum(file.stat().st_size for file in settings.backup.dir.glob("*/*"))))
     start_http_server(settings.backup.metrics_port, registry=registry)
-    # The first process of a container ends by no signal that it does not handle.
+    # PID 1 of a container ignores signals without a handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     while True:
         wait = _newest(settings.backup) + settings.backup.interval_hours * 3600 - time.time()
@@ -111,7 +111,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _backup(settings: Settings) -> Path:
-    """A folder has its name once all is in it and at the target."""
+    """The folder gets its final name once it is complete and copied to `backup.target`."""
     own = settings.backup
     with _alone(own.dir):
         path = own.dir / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
@@ -159,7 +159,7 @@ def _create_role(match: re.Match[str]) -> str:
 
 
 def _forget_topics(settings: Settings) -> None:
-    """What Redis knows of topics is of another time than the database: offsets, fences and published keys."""
+    """Deletes what Redis holds of topics (offsets, fences, published keys): it does not match the restored database."""
     import redis
 
     try:

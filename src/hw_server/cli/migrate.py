@@ -100,7 +100,7 @@ def check() -> None:
 
 
 def _written(work: Callable[[], T]) -> T:
-    """What only looks at files; prints one line and exits with 1 where they are wrong."""
+    """Runs work on the files only; prints one line and exits with 1 where they are wrong."""
     from hw_server.db.revisions import MigrationError
 
     try:
@@ -111,7 +111,7 @@ def _written(work: Callable[[], T]) -> T:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """What asks the database; prints one line and exits with 1 where it or the migrations refuse."""
+    """Runs work on the database; prints one line and exits with 1 where it or the migrations refuse."""
     from alembic.util import CommandError
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 

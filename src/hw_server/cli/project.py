@@ -102,7 +102,7 @@ class Changes:
         self._files: dict[Path, str | None] = {}
 
     def read(self, path: str) -> str:
-        """As it will be."""
+        """The text of a file with the changes so far."""
         planned = self._files.get(self.root / path)
         return (self.root / path).read_text() if planned is None else planned
 

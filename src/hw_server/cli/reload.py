@@ -35,7 +35,7 @@ def code_folders(features: str) -> list[Path]:
 
 
 def _folder_of(module: str) -> Iterator[Path]:
-    """Without importing it: what is wrong with it is for the worker to say."""
+    """Found without importing the module: errors in it are the worker's to report."""
     name = Path(*module.split("."))
     for root in (Path(), *map(Path, sys.path)):
         if (root / name / "__init__.py").is_file():

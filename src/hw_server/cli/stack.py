@@ -43,8 +43,8 @@ DEFAULT_STATE = (PROJECT if (PROJECT / "pyproject.toml").exists() else Path()) /
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the application runs: `servers` are the ports of its servers, `proxy` the one at which Traefik in front of them tells
-    of itself, None without it."""
+    """How the application runs: `servers` are the ports of its servers, `proxy` the one of the API of Traefik in
+    front of them, None without it."""
 
     servers: tuple[int, ...]
     proxy: int | None = None
@@ -375,7 +375,7 @@ def _proxy_name() -> str:
 
 
 def _chosen_ports(ports: "Ports", replicas: int, *, proxy: bool) -> tuple[tuple[int, ...], int | None]:
-    """The ports of the servers and of what the proxy tells of itself: the next free ones after the public one."""
+    """The ports of the servers and of the proxy's API: the next free ones after the public one."""
     if not proxy:
         return (ports.app,), None
     from hw_server.embedded import keycloak
@@ -434,7 +434,7 @@ def _stop_timeout(environment: dict[str, str]) -> float:
     try:
         http = load(environment).http
     except SettingsError:
-        return 30.0  # of settings that changed since it started
+        return 30.0  # the settings were made invalid after it started
     return http.drain_delay + http.shutdown_timeout + 10
 
 
@@ -465,7 +465,7 @@ def _saved(state: Path, *, checked: bool = False) -> "Stack | None":
 
 
 def _layout(state: Path) -> Layout:
-    """The same of its application."""
+    """How the last `hw up` ran the application."""
     try:
         saved = json.loads(_settings_file(state).read_text())
     except (OSError, ValueError):

@@ -31,7 +31,7 @@ def add_console(app: FastAPI, settings: Settings) -> None:
 
     @app.get("/console/configuration", include_in_schema=False)
     async def configuration() -> dict[str, str]:
-        """What the page must know besides the provider's endpoints; `origin` is the one whose sockets are let in."""
+        """What the page must know besides the provider's endpoints; `origin` is the one allowed to open sockets."""
         return {"client_id": settings.oidc.client_id, "origin": own}
 
     app.get("/console/{name}", include_in_schema=False)(asset)

@@ -35,7 +35,7 @@ REUSABLE_AFTER = (DomainError, asyncpg.IntegrityConstraintViolationError, asyncp
 
 
 def domain_error(error: BaseException) -> DomainError | None:
-    """What the caller is told about a driver error; None where it is a defect of ours."""
+    """The domain error for a driver error; None where it is a defect of the server."""
     match error:
         case asyncpg.ForeignKeyViolationError() | asyncpg.RestrictViolationError():
             return Conflict(constraint=error.constraint_name, referenced=_is_referenced(error))
@@ -59,9 +59,9 @@ def domain_error(error: BaseException) -> DomainError | None:
 
 
 def _is_referenced(error: asyncpg.PostgresError) -> bool:
-    """Whether the row that others refer to was to go, not whether a row referred to none. PostgreSQL names the same
+    """Whether a referenced row was to be deleted, rather than a row written that refers to none. PostgreSQL names the same
     constraint and the same (referring) table for both; the detail names the other table of the two."""
-    # A table that refers to itself is both; the message begins so where `lc_messages` is English.
+    # In a table that refers to itself both are the same; the message begins so where `lc_messages` is English.
     if (error.message or "").startswith("insert or update"):
         return False
     return f'"{error.table_name}"' in (error.detail or "")

@@ -41,7 +41,7 @@ class Connection(asyncpg.Connection):
 
     async def execute_ahead(self, query: str, *args: ahead.Argument) -> None:
         """Executes a query that returns no rows without waiting for its answer: the next statement raises its error. It stays
-        prepared. `args` have the types of its parameters; raises `DataError` for text that is none."""
+        prepared. `args` have the types of its parameters; raises `DataError` for text that UTF-8 cannot encode."""
         statement = self._ahead.get(query)
         if statement is None:
             statement = self._ahead[query] = await self.prepare(query, name=f"ahead_{len(self._ahead)}")
@@ -160,7 +160,7 @@ class Database:
             try:
                 connection_or_room = await waiter
             except asyncio.CancelledError:
-                # Cancelled in the same turn of the loop in which it was woken: the next one takes what this one got.
+                # Cancelled in the same iteration of the loop in which it was woken: its connection goes to the next waiter.
                 if waiter.done() and not waiter.cancelled():
                     if (unused := waiter.result()) is not None:
                         self.release(unused)

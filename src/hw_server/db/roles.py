@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, text
 
-APPEND_ONLY = frozenset({"user_actions"})  # what happened is not rewritten by who did it
+APPEND_ONLY = frozenset({"user_actions"})  # the serving role must not rewrite the audit trail
 READ_ONLY = frozenset({"alembic_version"})
 
 # What the owner has made and the role has no rights on yet: a right that a migration gave or took by name stays as it is.

@@ -1,3 +1,5 @@
+"""Conditions of a WHERE clause, with their numbered parameters."""
+
 from typing import Any
 
 

@@ -1,4 +1,4 @@
-"""One server in the background: its own session, a log file, a file that tells its process from a later one."""
+"""One server in the background: its own session, a log file, and a file with its pid and start time, as pids are reused."""
 
 import contextlib
 import json

@@ -15,7 +15,7 @@ DRAIN_DELAY = 2.0  # seconds a server goes on serving after it is not ready any 
 
 
 def spec(state: Path, port: int, api_port: int, servers: Sequence[int]) -> ProcessSpec:
-    """`port` is where clients ask, `api_port` where Traefik tells of itself, `servers` are the ports of the servers."""
+    """`port` is where clients ask, `api_port` the one of Traefik's API, `servers` are the ports of the servers."""
     folder = state / NAME
     routes = to_json(_routes(servers), indent=2)  # JSON is YAML
 

@@ -1,3 +1,5 @@
+"""Health checks of PostgreSQL, Redis and the identity provider, repeated in the background."""
+
 import asyncio
 import time
 from typing import Any, Literal
@@ -19,24 +21,30 @@ TIMEOUT = 2.0  # seconds for one component
 
 
 class Component(BaseModel):
+    """The last check of one component. `latency_ms` is in milliseconds; `error` is there only when it is down."""
+
     status: Literal["ok", "down"]
     latency_ms: float
     error: str | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Report(BaseModel):
-    """`components` are left out where the request came through a proxy: they name the parts behind the server."""
+    """`down` without PostgreSQL, `degraded` with another component down. `components` are left out where the request came
+    through a proxy: they name the parts behind the server."""
 
     status: Literal["ok", "degraded", "down", "draining"]
     components: dict[str, Component] | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Readiness(BaseModel):
+    """`starting` until each component was checked once, `draining` from the beginning of the shutdown."""
+
     status: Literal["ok", "starting", "draining"]
 
 
 class Health:
-    """A supervised service: it keeps the gauges up to date also when nobody asks."""
+    """A supervised service that keeps the gauges up to date also without requests. A component that does not answer within
+    `TIMEOUT` seconds is down."""
 
     name = "health"
 

@@ -1,3 +1,5 @@
+"""Health probes and the Prometheus metrics, outside `/api`; no sign-in, no rate limit."""
+
 from typing import Annotated
 
 from fastapi import APIRouter, Request

@@ -33,7 +33,7 @@ def client_address(scope: Scope, trusted: Networks) -> str | None:
 
 
 def unmapped(address: str) -> str:
-    """The IPv4 address of a peer that came to a socket of both families, `::ffff:192.0.2.1` (RFC 4291, section 2.5.5.2)."""
+    """The IPv4 address of a peer that a dual-stack socket reports as `::ffff:192.0.2.1` (RFC 4291, section 2.5.5.2)."""
     if not address.lower().startswith("::ffff:"):
         return address
     try:
@@ -52,7 +52,7 @@ def _is_address(text: str) -> bool:
 
 
 def within(address: str, networks: Networks) -> bool:
-    """Whether one of the networks has it; what is no address is in none."""
+    """Whether one of the networks contains the address; False for text that is no address."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -62,8 +62,9 @@ def add_default_headers(message: Message, request_id: str) -> None:
 
 
 class AccessLogMiddleware:
-    """Request id, security headers, metrics and the request's log line. Probes are in neither: they would hide how users
-    fare. While the process is `draining` each answer is the last of its connection, so that clients and proxies turn to others."""
+    """Request id, security headers, metrics and the request's log line. Neither covers probes, which would
+    outnumber user requests in metrics. While the process is `draining`, responses carry `Connection: close`, so that clients and
+    proxies connect to another instance."""
 
     def __init__(
         self,
@@ -169,11 +170,11 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         kind = media_type(scope)
-        # What has no type may be anything, until an operation takes it as JSON.
+        # A body without a content type is checked as JSON only where an operation takes it as JSON (`routes.py`).
         form, json = kind == FORM, is_json(kind) and bool(header(scope, b"content-type"))
         limit = min(self._limit, FORM_BYTES) if form else self._limit
         length = header(scope, b"content-length")
-        # Of leading zeros there may be more than Python makes a number of.
+        # Without leading zeros: `int` refuses texts of more than 4,300 digits.
         if length is not None and (not length.isdigit() or int(length.lstrip(b"0") or b"0") > limit):
             raise PayloadTooLarge(f"at most {limit} bytes")
         received = fields = 0
@@ -206,7 +207,7 @@ class BodyLimitMiddleware:
             await self.app(scope, receive_limited, send)
         except Exception:
             if refusal is not None:
-                raise refusal from None  # FastAPI makes 400 of whatever ends the reading of a body
+                raise refusal from None  # FastAPI turns an exception raised while it reads a body into a 400
             raise
         finally:
             # The error's traceback leads to this frame and to the body: a cycle that only a rare collection would free.
@@ -215,8 +216,9 @@ class BodyLimitMiddleware:
 
 
 class AdmissionMiddleware:
-    """Authentication and rate limit, with the `RateLimit` headers. Whether a caller is needed is for the operation to say.
-    Neither for `exempt` paths, which a machine calls as often as it must: there each address has a limit on what is refused."""
+    """Authentication and rate limit, with the `RateLimit` headers. The operation decides whether a caller is
+    needed. `exempt` paths, which machines call as often as they must, have neither: there only refusals and requests in progress
+    are limited, per address."""
 
     def __init__(
         self,
@@ -266,7 +268,7 @@ class AdmissionMiddleware:
         try:
             await self.app(scope, receive, send)
         except Unavailable:
-            raise  # an outage is not the caller's: a provider's mass logout comes again after it
+            raise  # not counted: an outage is not the caller's fault, and a provider repeats its mass logout after it
         except Exception:
             self._refusals.take(who)
             raise

@@ -25,6 +25,8 @@ REF = "#/components/schemas/{model}"
 
 
 class FieldProblem(BaseModel):
+    """What is wrong with one field: its path with dots, a message for people, and a type for programs."""
+
     field: str
     message: str
     type: str
@@ -56,7 +58,7 @@ class Problem(BaseModel):
 
 
 def domain_error(error: Exception) -> DomainError | None:
-    """What an exception means to the caller, None for a defect of ours."""
+    """The domain error that an exception stands for, None for a defect of the server."""
     match error:
         case DomainError():
             return error
@@ -71,7 +73,7 @@ def domain_error(error: Exception) -> DomainError | None:
                 ]
             )
         case HTTPException(status_code=404):
-            return NotFound("there is no such route")
+            return NotFound("no route matches this path")
         case HTTPException(status_code=405):
             return MethodNotAllowed(allow=(error.headers or {}).get("Allow", ""))
         case HTTPException(status_code=status) if 400 <= status < 500:

@@ -21,8 +21,8 @@ from hw_server.settings import HttpSettings
 
 MAX_HEADERS = 128
 MAX_PARAMETERS = 256  # of a query: FastAPI parses each, also on routes that use none
-PIECE = 2048  # bytes parsed before the length of the pipeline is looked at again
-TURN = 16_384  # bytes parsed before other connections have their turn: chunks of one byte cost a callback for six bytes
+PIECE = 2048  # bytes parsed before the length of the pipeline is checked again
+TURN = 16_384  # bytes parsed before other connections have their turn: chunks of one byte cost a callback per six bytes
 MAX_QUEUED = 8  # requests, besides the one in progress and those of one piece
 DRAIN_BYTES = 1_048_576  # of a body whose request was answered before it was whole, or after an error
 DRAIN_SECONDS = 2.0
@@ -64,8 +64,8 @@ class Refused(Exception):
 
 
 class PipelineFlow(FlowControl):
-    """`held` keeps requests from resuming what the pipeline has paused. A client that has gone is noticed also while nothing is
-    read."""
+    """`held` keeps requests from resuming reading that the pipeline has paused. A disconnect is noticed also while reading is
+    paused."""
 
     held = False
 
@@ -227,7 +227,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._set_timer()
 
     def _take_up(self) -> None:
-        """Parses on where there is room for another request."""
+        """Continues to parse held data where the pipeline has room for another request."""
         if not self._held or self._ended or len(self.pipeline) >= MAX_QUEUED or self.transport.is_closing():
             return
         data, self._held = self._held, b""
@@ -244,7 +244,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._in_body:
             self._timer = self.loop.call_later(self._settings.body_timeout, self._body_is_late)
         elif self._in_headers or (self._running is None and self.timeout_keep_alive_task is None):
-            # The second: line ends between requests, which are no beginning of one (RFC 9112, section 2.2).
+            # The second case: empty lines before a request do not begin it (RFC 9112, section 2.2).
             self._timer = self.loop.call_later(self._settings.header_timeout, self._headers_are_late)
 
     def on_message_begin(self) -> None:
@@ -342,7 +342,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _upgrade(self, rest: bytes) -> None:
         if not self._should_upgrade():
-            self._ended = True  # answered as if nothing had been asked; what follows cannot be parsed
+            self._ended = True  # answered as if no upgrade had been asked for; what follows cannot be parsed
             return
         self._leave()
         self._stop_timer()
@@ -412,7 +412,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._send_last(response)
 
     def _send_last(self, response: bytes) -> None:
-        """Closing at once would take the answer away from a client that still sends (RFC 9112, section 9.6)."""
+        """Closing at once would reset the connection of a client that still sends, before it reads the response (RFC 9112,
+        section 9.6)."""
         self._ended, self._held, self._dropped = True, b"", 0
         self.flow.held = False
         self.flow.resume_reading()

@@ -177,5 +177,5 @@ async def _json_body(request: Request, max_members: int) -> bytes:
     except ClientDisconnect:
         raise ClientDisconnected from None
     if not request.headers.get("content-type"):
-        limit_members(body, max_members)  # of a body that says what it is the middleware has
+        limit_members(body, max_members)  # with a content type the middleware has checked it
     return body

@@ -65,7 +65,7 @@ def _secured_route(
     if audit == "reads" and not record_reads:
         audit = "never"
     result = copy(route)
-    # Not by `include_router(prefix=...)`, which leaves it out of what metrics and logs name.
+    # Not `include_router(prefix=...)`: metrics and logs would name the path without the prefix.
     result.path = f"/api{path}"
     # On exempt paths the route records its refusals itself.
     handle = _SecuredRoute(route, result.handle, roles, trail, audit, None if path in feature.exempt else failures)
@@ -129,7 +129,7 @@ class _SecuredRoute:
             raise
 
     async def _record(self, call: Call, scope: Scope, status: int) -> None:
-        """Before the answer is sent. A route answers with a failure, too, where it does not raise one."""
+        """Runs before the response is sent. A route may also return an error status instead of raising."""
         if status >= 400:
             self._record_failure(call, scope, status)
         elif self._audit == "direct":

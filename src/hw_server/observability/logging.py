@@ -20,7 +20,7 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 class LoggedCall(Protocol):
-    """What a line says of the call during which it was written."""
+    """The fields of the current call that log lines carry."""
 
     @property
     def request_id(self) -> str: ...
@@ -81,7 +81,7 @@ def configure(settings: LogSettings) -> None:
     shared: list[Any] = [structlog.processors.add_log_level, _add_call]
     if console:
         shared += [structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False), _drop_missing]
-        # Coloured wherever it goes: `hw logs` shows a file, and takes the colours out where no terminal is.
+        # Always coloured: `hw logs` reads a file, and strips the colours where its own output is no terminal.
         as_text: Any = structlog.dev.ConsoleRenderer(
             colors=True,
             force_colors=True,

@@ -1,5 +1,5 @@
-"""What a process costs, and how long its event loop keeps others waiting. prometheus-client's own collector tells of the one
-process that answers a scrape; these add up over all workers."""
+"""CPU, memory and files of a process, and the lag of its event loop. prometheus-client's own collector covers only the process
+that answers a scrape; these add up over all workers."""
 
 import asyncio
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hw_server.observability.metrics import Metrics
 
-INTERVAL = 0.25  # seconds between two looks at the event loop
-SAMPLE = 5.0  # seconds between two looks at the process: with many sockets its list of files is long
+INTERVAL = 0.25  # seconds between two measurements of the lag
+SAMPLE = 5.0  # seconds between two samples of the process: with many sockets listing its files is slow
 PAGE = resource.getpagesize()
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -26,7 +26,7 @@ class ProcessMonitor:
         self._resident = metrics.process_resident
         self._virtual = metrics.process_virtual
         self._files = metrics.process_open_files
-        self._counted = 0.0  # seconds of CPU
+        self._counted = 0.0  # seconds of CPU exported so far
         metrics.process_max_files.set(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         metrics.process_start.set(_started())
 

@@ -1,4 +1,4 @@
-"""The heart: one declaration of an operation makes an HTTP route and a JSON-RPC method."""
+"""Operations: one declaration makes an HTTP route and a JSON-RPC method."""
 
 from hw_server.operations.audit import AuditRow, AuditTrail, Failures, action_row
 from hw_server.operations.call import Call

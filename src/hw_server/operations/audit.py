@@ -60,21 +60,22 @@ def action_row(
 
 
 class AuditTrail(Protocol):
-    """Where operations leave their rows; the feature `audit` is it."""
+    """Where operations record audit rows; the feature `audit` implements it."""
 
     def record(self, row: AuditRow) -> None:
         """Puts a row into the bounded queue; never waits."""
 
     async def insert(self, connection: Connection, row: AuditRow, also: Statement | None = None) -> None:
-        """Writes a row in the transaction of the change it tells of, and in one statement with it `also`, whose parameters are
-        numbered from `len(row) + 1`. COMMIT, which is to follow, raises its error."""
+        """Writes a row in the transaction of its change. `also` runs in the same statement; its parameters are numbered from
+        `len(row) + 1`. Errors are raised by the COMMIT that has to follow."""
 
     async def write(self, row: AuditRow) -> None:
         """Returns once the row is durable, in PostgreSQL or on disk; raises `Unavailable` where neither takes it."""
 
 
 class Failures:
-    """Records refusals and failures, which a caller can have without end: so many a minute of each. Others are only counted."""
+    """Records refusals and failures, at most `audit.failures_per_minute` of one caller, who can cause them without end. Further
+    ones are only counted."""
 
     def __init__(self, trail: AuditTrail, per_minute: int, suppressed: Counter) -> None:
         self._trail = trail

@@ -17,7 +17,7 @@ from hw_server.operations.signature import BODY, QUERY, Signature, fields_of, mo
 
 MAX_QUERY_FIELDS = 100
 MAX_PROBLEMS = 50  # named in one answer
-MANY_PROBLEMS = 500  # past it none is named: pydantic makes an object of each
+MANY_PROBLEMS = 500  # past it none is listed: pydantic creates an object for each
 NOT_FINITE = {"message": "Numbers must be finite", "type": "finite_number"}
 _OWN_WAYS = ("custom_init", "post_init", "root_model")  # of a model's core schema
 _HARMLESS = {"extra", "title", "json_schema_extra"}  # settings of a model
@@ -39,7 +39,7 @@ class Binder:
         self._url_params = url_params.__pydantic_validator__
         self._body = TypeAdapter(self._fields[BODY]).validator if BODY in self._fields else None
         self._split, self._request = self._request_validator(operation, url_params)
-        # Only these pay for the search for what JSON has no number for.
+        # Only input with float fields pays for the search for infinity and NaN.
         self._floats = any(_may_be_float(TypeAdapter(kind).json_schema()) for kind in self._fields.values())
         self._query_lists = _list_fields(self._fields[QUERY]) if QUERY in self._fields else frozenset()
 
@@ -60,8 +60,8 @@ class Binder:
         return self._with_body(arguments, problems, body)
 
     def _request_validator(self, operation: Operation, url_params: type[BaseModel]) -> tuple[Any, Any]:
-        """What takes the parameters of a JSON-RPC request of this operation apart into arguments, and the validator of the whole
-        request; twice None where no single model takes all parameters."""
+        """A function that splits the validated parameters of a JSON-RPC request into arguments, and the validator of the whole
+        request; `(None, None)` where no single model takes all parameters."""
         models = {name: self._fields[name] for name in (QUERY, BODY) if name in self._fields}
         if any(model_of(kind).model_config.get("extra") != "forbid" for kind in models.values()):
             return None, None
@@ -174,8 +174,8 @@ def _separate(path_fields: tuple[str, ...], models: dict[str, type[BaseModel]], 
 
 
 def _takes_more_fields(kind: Any, names: Iterable[str]) -> bool:
-    """Whether a subclass with more of these fields reads and checks those of `kind` as it does: no validator of the whole model could
-    see them, no setting of the model changes them, and nothing but its values makes an instance."""
+    """Whether a subclass of `kind` with these fields added validates the others as `kind` does: no validator of the whole model
+    would see the added ones, no setting changes validation, and instances are made of their values alone."""
     if not isinstance(kind, type) or not issubclass(kind, BaseModel) or any(hasattr(kind, name) for name in names):
         return False
     model: Any = kind.__pydantic_core_schema__
@@ -203,7 +203,7 @@ def _refuse_non_finite(data: bytes) -> None:
 
 
 def _may_be_float(schema: Any) -> bool:
-    """Whether what a JSON schema describes can hold a float; what it says nothing of can."""
+    """Whether what a JSON schema describes can hold a float; so can what it does not describe."""
     if isinstance(schema, list):
         return any(map(_may_be_float, schema))
     if not isinstance(schema, dict):

@@ -1,3 +1,5 @@
+"""One call of HTTP or of a socket, and its state while it is served."""
+
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +16,8 @@ class Call:
     `refusal` is why there is no caller; `answered` is whether the answer has begun; `socket` is the connection that a call
     came over, None for HTTP; `resource` is what the audit row names instead of the operation's path;
     `after_response` are calls to make once the response was sent over the socket; `asked` holds the fields of the path as the
-    caller sent them, not validated, among others; `reading` is the task that serves it, as long as nothing of it has to be
-    finished; `abandoned` is whether its client has gone."""
+    caller sent them, not validated, among others; `reading` is the task that serves it, as long as it may
+    be cancelled; `abandoned` is whether its client has gone."""
 
     source: str  # http | ws
     request_id: str

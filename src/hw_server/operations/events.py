@@ -11,6 +11,8 @@ E = TypeVar("E")
 
 
 class Event(NamedTuple):
+    """An event to publish: the concrete name of its topic, its data and the declaration of the topic."""
+
     topic: str
     data: bytes  # JSON
     declared: Topic[Any]
@@ -24,13 +26,13 @@ class Statement(NamedTuple):
 
 
 class Outbox(Protocol):
-    """Where committed events wait to be published, and what sends ephemeral ones."""
+    """Stores events until they are published, and sends ephemeral ones directly."""
 
     max_events: int  # of one transaction
     max_event_bytes: int
 
     def ordered_topics(self, events: Sequence[Event]) -> Statement | None:
-        """What makes transactions of ordered topics take turns; to be executed before the insertion."""
+        """A statement that serializes transactions of ordered topics, None without any; execute it before the insertion."""
 
     def insertion(self, events: Sequence[Event], first: int) -> Statement:
         """The INSERT; its parameters are numbered from `first`."""
@@ -43,8 +45,8 @@ class Outbox(Protocol):
 
 
 class Events:
-    """Given to an operation that takes `Write`, or no connection: then its events, with the audit row, are the transaction.
-    Nothing of a transaction that rolls back is ever seen."""
+    """The events of one call. With `Write` they commit with its transaction; without a connection, one transaction inserts
+    the events and the audit row. Events of a transaction that rolls back are discarded."""
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox

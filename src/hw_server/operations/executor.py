@@ -120,7 +120,7 @@ class Executor:
             self._recorded(operation, call, arguments, InternalError(type(defect).__name__))
             raise
         if context.after_commit:
-            # Committed: no deadline makes a failure of it any more.
+            # Committed: the deadline must not turn it into a failure any more.
             await self._after_commit(operation, context.after_commit)
         elif operation.audit in self._queued:
             self._audit.record(_row(operation, call, arguments, value))
@@ -221,7 +221,7 @@ class Executor:
         return Conflict(words)
 
     def _shown_to_caller(self, problem: DomainError, context: Context) -> DomainError:
-        """What the caller is told of a refusal."""
+        """The error for the caller: a failure during COMMIT leaves the outcome unknown."""
         error = self._in_words(problem)
         if context.committing and isinstance(error, Timeout | Unavailable):
             return type(error)(UNKNOWN)
@@ -238,7 +238,7 @@ class Executor:
 
 
 def authorize(role: str | None, call: Call) -> None:
-    """Raises what refuses the caller; a public operation (no role) refuses nobody without a token."""
+    """Raises why the caller is refused. A public operation (no role) accepts callers without a valid token."""
     if call.refusal is not None and (role is not None or not isinstance(call.refusal, Unauthenticated)):
         raise call.take_refusal()
     if role is None:

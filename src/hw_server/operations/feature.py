@@ -14,8 +14,8 @@ from hw_server.runtime.parts import Factory
 
 
 class Reference(NamedTuple):
-    """Words for both sides of a foreign key: what is told to whoever refers to a row that does not exist, and to whoever
-    deletes a row that is still referred to."""
+    """The `detail` of a `Conflict` for both sides of a foreign key: `missing` where a row refers to one that does not exist,
+    `used` where a row that others refer to is deleted."""
 
     missing: str
     used: str

@@ -51,6 +51,6 @@ def _without_defaults(schema: dict[str, Any]) -> None:
 
 class Patch(BaseModel):
     """The body of a PATCH: what is left out stays as it is, so write the fields of `model_fields_set` alone. Each field has a
-    default, which stands for nothing and may be one that the field would refuse; the schema names none."""
+    default, which is never used and may be one that the field would refuse; the schema lists none."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra=_without_defaults)

@@ -6,7 +6,7 @@ from json import detect_encoding
 
 from hw_server.errors import PayloadTooLarge
 
-# Also one that does not end, so that no text is searched twice.
+# Also matches an unterminated string, so that no text is scanned twice.
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 

@@ -45,8 +45,8 @@ class Order:
         return base64.urlsafe_b64encode(to_json(values)).rstrip(b"=").decode()
 
     def condition(self, cursor: str, args: list[Any]) -> str:
-        """Holds for the rows behind a position, whose values are added to `args`. Raises `InvalidInput` for a cursor that
-        this order did not make."""
+        """The SQL condition of the rows after a position, whose values are added to `args`. Raises `InvalidInput` for a
+        cursor that this order did not make."""
         try:
             data = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4))
             values = self._cursor.validate_json(data)[1:]

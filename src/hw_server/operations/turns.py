@@ -12,8 +12,8 @@ from hw_server.errors import RateLimited
 
 
 class Turns:
-    """`capacity` calls at the same time, `per_caller` of one caller, which is less than all where there is more than one;
-    `waiting_per_caller` of each wait, and more are refused."""
+    """`capacity` slots. One caller holds at most `per_caller` of them, never all unless there is only one; at most
+    `waiting_per_caller` of its calls wait, further ones are refused."""
 
     def __init__(self, capacity: int, per_caller: int, waiting_per_caller: int, refused: Counter) -> None:
         self._free = capacity
@@ -22,11 +22,11 @@ class Turns:
         self._refused = refused
         self._running: dict[str, int] = {}
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        self._next: deque[str] = deque()  # callers that wait and may have another, each once, in turn
-        self._in_line: set[str] = set()  # those in `_next`, some of which may have gone
+        self._next: deque[str] = deque()  # waiting callers below `per_caller`, each once, in order
+        self._in_line: set[str] = set()  # those in `_next`; some may not be waiting any more
 
     def enter(self, who: str) -> bool:
-        """Takes a turn without waiting, where there is one."""
+        """Takes a slot without waiting; False where none is free for this caller."""
         running = self._running.get(who, 0)
         if not self._free or running >= self._per_caller:
             return False
@@ -35,7 +35,7 @@ class Turns:
         return True
 
     async def wait(self, who: str) -> None:
-        """Waits for the turn that `enter` did not get. Raises `RateLimited` where too many wait already."""
+        """Waits for the slot that `enter` did not get. Raises `RateLimited` where too many wait already."""
         waiting = self._waiting.setdefault(who, deque())
         if len(waiting) >= self._waiting_per_caller:
             self._refused.inc()
@@ -48,7 +48,7 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self.leave(who)  # it came in the same turn of the loop
+                self.leave(who)  # granted in the same iteration of the event loop
             elif turn in waiting:
                 waiting.remove(turn)
                 self._forget(who)
@@ -56,7 +56,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, who: str) -> AsyncIterator[None]:
-        """Holds a turn. Raises as `wait` does."""
+        """Holds a slot. Raises as `wait` does."""
         if not self.enter(who):
             await self.wait(who)
         try:
@@ -65,7 +65,7 @@ class Turns:
             self.leave(who)
 
     def leave(self, who: str) -> None:
-        """Gives the turn back, to whom it is next."""
+        """Releases the slot and grants it to the next caller."""
         running = self._running[who]
         if running == 1:
             del self._running[who]
@@ -89,7 +89,7 @@ class Turns:
     def _grant(self, who: str) -> None:
         waiting = self._waiting.get(who)
         while waiting and waiting[0].done():
-            waiting.popleft()  # cancelled in this turn of the loop
+            waiting.popleft()  # cancelled in this iteration of the event loop
         if waiting and self.enter(who):
             waiting.popleft().set_result(None)
         self._forget(who)

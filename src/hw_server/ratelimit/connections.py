@@ -16,10 +16,10 @@ from hw_server.settings import RateLimitSettings
 
 LEASE = 60  # seconds
 RENEWAL = 20  # seconds
-# Until the first renewal; one whose answer came too late, so that nobody knows of it, locks its user out for no longer.
+# Lease before the first renewal: short, so that a lease whose response was lost blocks its user for 25 s at most.
 FIRST_LEASE = RENEWAL + 5  # seconds
 
-# For each key an action on the lease of one socket. Returns for each whether the socket has it.
+# Acquires, renews or releases the lease of one socket per key. Returns for each whether the socket holds it afterwards.
 LEASES = Script("""
 local now = tonumber(redis.call('TIME')[1])
 local most, first, lease = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -54,7 +54,7 @@ class ConnectionLimiter:
         self._keys = keys
         self._hits = metrics.rate_limit_hits.labels("sockets")
         self._fallback = metrics.rate_limit_fallback.labels("sockets")
-        # In order: a lease that was released is not brought back by a renewal from before.
+        # Executed in order, so that an earlier renewal cannot restore a released lease.
         self._leases = Batcher[Lease, int](redis, "sockets", self._execute, metrics.service_failures.labels("sockets"))
         self._held: dict[str, str] = {}  # socket id -> sub
 
@@ -86,7 +86,8 @@ class ConnectionLimiter:
                 await self._leases.add(("release", sub, socket_id))
 
     async def renew(self, open_sockets: Iterable[str]) -> bool:
-        """Prolongs the leases of these sockets. Whether all are: the first one of a lease must not be late."""
+        """Renews the leases of these sockets. Returns False without Redis, so that the caller retries soon: the first renewal of
+        a lease must not be late."""
         remaining = iter(open_sockets)
         # A batch at a time, so that sockets that sign in do not wait behind all of them.
         while part := [*islice(remaining, BATCH)]:

@@ -54,7 +54,7 @@ return results
 
 
 def client_key(address: str | None) -> str:
-    """What a client's address counts as: one host has a whole /64 of IPv6 (RFC 6177), 2**64 addresses to come from."""
+    """The key under which an address is counted: for IPv6 its /64, as one host may use all addresses of it (RFC 6177)."""
     if address is None or ":" not in address:
         return str(address)
     return str(IPv6Network((address.partition("%")[0], 64), strict=False))

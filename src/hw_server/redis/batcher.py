@@ -42,7 +42,7 @@ class Batcher(Generic[Item, Result]):
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._pending.append((item, future))
         if self._flusher is None:
-            # Shared by several requests, so it logs in the name of none.
+            # Serves several requests, so its log lines must not carry one request's id.
             self._flusher = asyncio.create_task(self._flush(), name=self._purpose, context=Context())
         return future
 

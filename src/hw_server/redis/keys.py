@@ -60,7 +60,7 @@ class Keys:
         return f"{self._prefix}topic:{quote(topic, safe='')}"
 
     def topic_fence(self, partition: int, incarnation: str) -> str:
-        """DB 0: the highest fencing number that published events of a partition of this outbox: another one may begin anew."""
+        """DB 0: the highest fencing number that published events of a partition. Per outbox, as a restored one may begin anew."""
         return f"{self._prefix}topic-fence:{incarnation}:{partition}"
 
     def topic_published(self, partition: int) -> str:
@@ -68,5 +68,5 @@ class Keys:
         return f"{self._prefix}topic-published:{partition}"
 
     def topic_feed(self, process: str) -> str:
-        """Channel: what a process sends to itself to prove that it hears."""
+        """Channel: heartbeats of a process to itself, which prove that its subscription works."""
         return f"{self._prefix}topic-feed:{process}"

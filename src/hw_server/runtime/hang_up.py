@@ -7,8 +7,8 @@ INTERVAL = 1.0  # seconds
 
 
 class HangUpWatch:
-    """Of one connection. Between `pause` and `resume` the event loop reads nothing, and so sees no end either: this looks for one,
-    and aborts the connection then."""
+    """EOF is not seen while reading is paused. From `pause` to `resume` this polls one connection for POLLRDHUP each second, and
+    aborts it after a hang-up or reset."""
 
     __slots__ = ("_paused", "_timer", "_transport")
 
@@ -23,7 +23,7 @@ class HangUpWatch:
             self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._look)
 
     def resume(self) -> None:
-        self._paused = False  # the timer stays: many a connection is paused again before it ends
+        self._paused = False  # the timer keeps running: the connection is likely to be paused again soon
 
     def stop(self) -> None:
         self._paused = False

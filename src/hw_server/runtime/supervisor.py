@@ -8,8 +8,8 @@ import structlog
 
 log = structlog.get_logger()
 
-# Seconds a cancelled service may take to end. A statement that PostgreSQL does not answer takes two of them to be given up; audit rows
-# are spooled after that.
+# Seconds a cancelled service may take to end. Giving up a statement that PostgreSQL does not answer takes two of them; after
+# that audit rows are spooled.
 CANCEL_TIMEOUT = 4.0
 
 
@@ -39,7 +39,8 @@ class HoldsConnections(Protocol):
 
 
 class Supervisor:
-    """Runs services as tasks. An unexpected end of one calls `on_failure`: the process must not limp on."""
+    """Runs services as tasks. An unexpected end of one calls `on_failure`, so that the process exits and is
+    restarted."""
 
     def __init__(self, services: Sequence[Service], on_failure: Callable[[], None]) -> None:
         self._services = services

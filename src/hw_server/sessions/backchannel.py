@@ -77,7 +77,7 @@ def _subject(header: dict[str, Any], claims: dict[str, Any], leeway: float) -> t
     if str(header.get("typ", "logout+jwt")).lower() not in ("logout+jwt", "jwt"):
         raise Malformed("the logout token has the wrong type")
     if not isinstance(events, dict) or not isinstance(events.get(EVENT), dict):
-        raise Malformed("the logout token does not tell of a logout")
+        raise Malformed("the logout token has no back-channel logout event")
     if "nonce" in claims or not _usable(claims["jti"]):
         raise Malformed("the logout token has a nonce or no usable jti")
     if issued_at is None or not -leeway <= time.time() - issued_at <= MAX_AGE:

@@ -1,3 +1,5 @@
+"""The caller and lists of sessions, as answered."""
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from hw_server.auth.sessions import Session
@@ -18,10 +20,14 @@ class Me(BaseModel):
 
 
 class SessionQuery(BaseModel):
+    """Whose sessions to list; without `user` the caller's own. Unknown parameters are refused."""
+
     model_config = ConfigDict(extra="forbid")
 
     user: Text | None = Field(None, max_length=255, description="`sub` of another user; needs `sessions:admin`.")
 
 
 class SessionList(BaseModel):
+    """At most 200 sessions, newest first."""
+
     items: list[Session]

@@ -1,3 +1,5 @@
+"""The caller and sessions: routes `/api/me` and `/api/sessions`, and methods of the socket."""
+
 from typing import Annotated
 
 from pydantic import StringConstraints
@@ -49,7 +51,7 @@ async def end_session(caller: Principal, sid: SessionId, sessions: Provided[Sess
 
 
 async def _visible(caller: Principal, sid: str, sessions: SessionStore) -> Session:
-    """Others' sessions look like missing ones."""
+    """Raises `NotFound` for others' sessions, too, so that their ids cannot be probed."""
     session = await sessions.get(sid)
     if session is None or (session.sub != caller.sub and SESSIONS_ADMIN not in caller.roles):
         raise NotFound("there is no such session")

@@ -1,4 +1,4 @@
-"""Topics: what committed arrives at every subscriber, once and in order; what was missed comes back."""
+"""Topics: committed events reach every subscriber once and in order; missed ones are recovered."""
 
 from hw_server.auth.authentication import Authentication
 from hw_server.auth.jwks import SigningKeys

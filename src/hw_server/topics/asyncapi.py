@@ -15,7 +15,7 @@ REF = "#/components/schemas/{model}"
 
 def describe(registry: Registry, public_url: str) -> dict[str, Any]:
     """AsyncAPI 3.0."""
-    # All at once: of two models with one name each gets another.
+    # Generated together, so that two models of one name get distinct schemas.
     schemas, definitions = TypeAdapter.json_schemas(
         [(topic.pattern, "serialization", topic.adapter) for topic in registry.topics], ref_template=REF
     )

@@ -27,10 +27,10 @@ log = structlog.get_logger()
 
 SWEEP_INTERVAL = 1.0  # seconds
 LINGER = 10.0  # seconds a topic without subscribers is still followed
-WRITES = 250  # of one frame before the event loop has its turn
-FRAME_BYTES = 131_072  # of events that travel together
-RECENT_BYTES = 262_144  # of one topic
-READS = 5  # of the history for one subscription, which ends each time behind what came meanwhile
+WRITES = 250  # subscribers served before the event loop runs other tasks
+FRAME_BYTES = 131_072  # bytes of events in one frame
+RECENT_BYTES = 262_144  # bytes of the last events of one topic
+READS = 5  # attempts to catch up one subscription: more events may come during each read of the history
 MAX_RECOVERED = 524_288  # bytes of events that one subscription recovers
 REPAIRS = 16  # at the same time
 REPAIR_WAIT = 5.0  # seconds that a client waits for one
@@ -39,8 +39,10 @@ EventBatch = Sequence[tuple[int, bytes]]  # (offset, JSON), in order
 
 
 class TopicsFull(Unavailable):
+    """This process follows `topics.max_topics` topics already. 503: a retry may reach another process."""
+
     code = "topics_full"
-    title = "Topics full"
+    title = "Topic limit reached"
 
 
 class Stream(Protocol):
@@ -49,10 +51,12 @@ class Stream(Protocol):
     def deliver(self, channel: "Channel", events: EventBatch) -> None: ...
 
     def reset(self, channel: "Channel") -> None:
-        """Events are lost to it; it goes on from the channel's position."""
+        """Events were lost; it continues from the channel's position."""
 
 
 class Position(NamedTuple):
+    """The last event that a subscriber has. Offsets are comparable within one epoch only."""
+
     epoch: str
     offset: int
 
@@ -80,8 +84,8 @@ class Channel:
         self.live = False  # whether the position is known
         self.settled = asyncio.Event()  # not while it joins or is repaired
         self.delivering = asyncio.Lock()  # held by the feed, or by a repair: one of them moves the position
-        self.stale = False  # the feed broke meanwhile: what was read may be from before
-        self.early: list[tuple[str, int, bytes]] = []  # heard while joining or repairing
+        self.stale = False  # the feed reconnected during a join or repair: what was read may be outdated
+        self.early: list[tuple[str, int, bytes]] = []  # received while joining or repairing
         self.joining: asyncio.Task[None] | None = None
         self.pins = 0  # subscriptions under way
         self.unused_since = self.checked = time.monotonic()
@@ -124,8 +128,8 @@ class Channel:
 
 
 class Broker:
-    """Follows topics for all subscribers of this process, each by one position: hands on what the feed hears, and repairs a gap from
-    the history. A supervised service."""
+    """Follows topics for all subscribers of this process, with one position for each topic: delivers what the feed receives, and
+    repairs a gap from the history. A supervised service."""
 
     name = "topics"
 
@@ -208,7 +212,7 @@ class Broker:
                     return None
                 later = channel.since(events[-1][0])
                 if later is None:
-                    continue  # more came meanwhile than is at hand
+                    continue  # newer events have left `recent` meanwhile
                 events += later
             return events if sum(len(data) + OVERHEAD for _, data in events) <= MAX_RECOVERED else None
         return None
@@ -248,10 +252,10 @@ class Broker:
         if not self._reads[key]:
             del self._reads[key]
         if not task.cancelled():
-            task.exception()  # told to those who waited
+            task.exception()  # the waiting tasks raise it; mark it retrieved
 
     async def _read_history(self, channel: Channel, first: int) -> tuple[list[tuple[int, bytes]], bool]:
-        """With whether it was truncated, because no subscription recovers more."""
+        """The events, and whether there are more than one subscription may recover (`MAX_RECOVERED`)."""
         events: list[tuple[int, bytes]] = []
         size = 0
         while size <= MAX_RECOVERED:
@@ -296,7 +300,7 @@ class Broker:
             channel.unused_since = time.monotonic()
             self._metrics.topic_subscriptions.dec()
 
-    # Hearing
+    # Receiving
 
     async def _on_messages(self, messages: list[tuple[bytes, bytes]]) -> None:
         by_channel: dict[Channel, list[tuple[str, int, bytes]]] = {}
@@ -323,7 +327,7 @@ class Broker:
                 self._start_repair(channel)
 
     async def _take(self, channel: Channel, heard: list[tuple[str, int, bytes]]) -> bool:
-        """Gives on what follows the position; False for a gap or another epoch, which history must repair."""
+        """Delivers what follows the position. False for a gap or another epoch, which history must repair."""
         events: list[tuple[int, bytes]] = []
         follows = True
         for epoch, offset, data in heard:
@@ -341,7 +345,7 @@ class Broker:
             return
         for index, batch in enumerate(_batches(events)):
             if index:
-                await asyncio.sleep(0)  # so that the batch before leaves
+                await asyncio.sleep(0)  # so that the previous batch is sent
             channel.offset = batch[-1][0]
             self._cache_recent(channel, batch)
             await self._deliver_batch(channel, batch)
@@ -372,7 +376,7 @@ class Broker:
                 await asyncio.sleep(0)
 
     def _hold(self, channel: Channel, connection: WebSocketConnection, keyed: Keyed) -> None:
-        """Until the client reads again, the newest events are enough."""
+        """Keeps the newest event of each key until the client reads again."""
         if not connection.open:
             return
         if connection.backlog is None:
@@ -418,7 +422,7 @@ class Broker:
             await self._settle(channel)
 
     async def _settle(self, channel: Channel) -> None:
-        """Gives on what was heard meanwhile, until the channel is level with its feed."""
+        """Delivers what was received meanwhile, until the channel has caught up with its feed."""
         while True:
             heard, channel.early = channel.early, []
             stale, channel.stale = channel.stale, False
@@ -431,7 +435,7 @@ class Broker:
     async def _read_missing(self, channel: Channel) -> None:
         self._metrics.topic_repairs.inc()
         while True:
-            # The read below covers what was heard before it.
+            # The read below covers what was received before it.
             channel.early.clear()
             try:
                 async with self._repair_slots:
@@ -441,7 +445,7 @@ class Broker:
                 await asyncio.sleep(0.2)
 
     async def _catch_up(self, channel: Channel) -> bool:
-        """Reads and gives on what is missing, a page at a time; True once nothing is."""
+        """Reads and delivers one page of what is missing; True once nothing is."""
         stored = await self._store.read(channel.name, channel.offset + 1, PAGE)
         complete = stored.epoch == channel.epoch and stored.offset >= channel.offset
         if complete and stored.offset > channel.offset:

@@ -1,4 +1,4 @@
-"""What waits for a subscriber that does not read, where its topics say that the newest events are enough."""
+"""Events that wait for a subscriber that does not read, of topics with `when_full="conflate"`."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -48,7 +48,7 @@ class ConflatingBuffer:
         return [(channel, list(events.values())) for channel, events in taken.items()]
 
     def flush(self, connection: WebSocketConnection) -> None:
-        """The socket's client reads again."""
+        """Sends all of it, once the socket's client reads again."""
         for channel, events in self.take():
             for frame in channel.frames(events):
                 connection.send_frame(frame)

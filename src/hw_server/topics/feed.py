@@ -1,4 +1,4 @@
-"""What Redis publishes, as one process hears it: one connection for all topics that have subscribers here."""
+"""Redis publish and subscribe for one process: one connection for all topics that have subscribers here."""
 
 import asyncio
 import secrets
@@ -108,7 +108,7 @@ class Feed:
                 messages = await self._read(connection)
                 began = time.monotonic()
                 await self._handle(messages)
-                self._heard += time.monotonic() - began  # nothing is read meanwhile
+                self._heard += time.monotonic() - began  # nothing is read while messages are handled: not silence
         finally:
             proof.cancel()
 
@@ -154,7 +154,7 @@ class Feed:
         """Publishes a heartbeat over a second connection, to notice a subscription to a Redis that is dead or no longer the
         primary."""
         while True:
-            with suppress(Unavailable):  # then nothing is heard either
+            with suppress(Unavailable):  # the reader notices that no heartbeat comes
                 await self._redis.run("topics", lambda client: client.publish(self._own, b""))
             await asyncio.sleep(PROOF_INTERVAL)
 

@@ -20,6 +20,8 @@ Name = Annotated[Text, Field(min_length=1, max_length=255, description="The topi
 
 
 class Since(BaseModel):
+    """The epoch and offset of the last event that the client has."""
+
     model_config = ConfigDict(extra="forbid")
 
     epoch: str = Field(max_length=64)
@@ -27,16 +29,22 @@ class Since(BaseModel):
 
 
 class TopicQuery(BaseModel):
+    """One topic, by name; unknown parameters are refused."""
+
     model_config = ConfigDict(extra="forbid")
 
     topic: Name
 
 
 class Subscribe(TopicQuery):
+    """A topic to subscribe to; with `recover` the events after that position come first."""
+
     recover: Since | None = Field(None, description="The last event that the client has.")
 
 
 class HistoryQuery(TopicQuery):
+    """A part of the history: at most `limit` events behind the offset `after`."""
+
     epoch: str | None = Field(
         None, max_length=64, description="Epoch of `after`; a position of another one is not found."
     )
@@ -45,12 +53,16 @@ class HistoryQuery(TopicQuery):
 
 
 class Publish(BaseModel):
+    """An event to publish; refused with `validation_error` where `data` is not of the topic's type."""
+
     model_config = ConfigDict(extra="forbid")
 
     data: Any = Field(description="The event, as the topic declares it.")
 
 
 class TopicEvent(BaseModel):
+    """One event of a topic; within an epoch offsets increase by one."""
+
     offset: int
     data: Any
 
@@ -66,6 +78,8 @@ class Subscribed(BaseModel):
 
 
 class TopicHistory(BaseModel):
+    """Events that the topic still keeps, oldest first."""
+
     topic: str
     epoch: str
     offset: int = Field(description="Of the last event of the topic.")

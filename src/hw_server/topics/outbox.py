@@ -1,4 +1,4 @@
-"""The outbox in PostgreSQL: events are committed with the change they tell of. Ephemeral events pass it by."""
+"""The outbox in PostgreSQL: events are committed with the change that publishes them. Ephemeral events bypass it."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -52,13 +52,13 @@ class PostgresOutbox:
         topics = sorted({event.topic for event in events if event.declared.ordered})
         if not topics:
             return None
-        # Locked in one order by everybody: two transactions cannot wait for each other.
+        # Sorted: every transaction locks in the same order, so that two cannot deadlock.
         sql = f"SELECT pg_advisory_xact_lock({LOCK_SPACE}, hashtext(topic)) FROM unnest($1::text[]) AS topic"  # noqa: S608
         return Statement(sql, [topics])
 
     def insertion(self, events: Sequence[Event], first: int) -> Statement:
         if len(events) == 1:
-            # The most frequent; less to plan and to run than a function that returns rows.
+            # The most frequent case; cheaper to plan and to run than a set-returning function.
             [event] = events
             return Statement(_insert_one(first), (event.topic, event.data.decode()))
         return Statement(

@@ -37,7 +37,7 @@ SESSION = {
     "tcp_keepalives_count": "4",
     "tcp_user_timeout": "12000",
 }
-# Of the outbox: another one after a restore (cluster or table) and after a promotion (timeline).
+# Identifies the outbox: changes with a restore (cluster or table) and a promotion (timeline).
 INCARNATION = """
     SELECT system_identifier || '-' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) || '-'
            || 'topic_outbox'::regclass::oid
@@ -47,7 +47,7 @@ ACQUIRE = """
     UPDATE topic_relays SET pid = pg_backend_pid(), fence = nextval('topic_fences'), heartbeat = now()
     WHERE partition = $1 RETURNING fence
 """
-# A higher fence for the holder, whose heartbeat it is not.
+# A higher fence for the holder; does not count as its heartbeat.
 FENCE = "UPDATE topic_relays SET fence = nextval('topic_fences') WHERE partition = $1 RETURNING fence"
 # The session that holds the lock of a partition and has been silent; its process may be stopped or cut off.
 END_SILENT = """
@@ -81,8 +81,8 @@ BURY = """
 
 @dataclass(slots=True)
 class Partition:
-    """A partition that this process holds. Rows up to `floor` are done for ever; beyond it dead rows may lie, over which each
-    read has to step, so the floor follows."""
+    """A partition that this process holds. Rows with id <= `floor` are published (or dead letters); reads start
+    after it to skip dead tuples."""
 
     number: int
     fence: int
@@ -91,7 +91,7 @@ class Partition:
     writers: set[str] = field(default_factory=set)  # that may still commit a row up to `next_floor`
     tries: dict[str, int] = field(default_factory=dict)  # of the first row of a topic
     blocked: dict[str, float] = field(default_factory=dict)  # topic -> when it is tried again
-    waiting: bool = False  # for Redis, which this process does not reach, while there are rows
+    waiting: bool = False  # there are rows, but this process cannot reach Redis
 
 
 class Relay:
@@ -107,14 +107,14 @@ class Relay:
         self._held: dict[int, Partition] = {}
         self._partitions = 0
         self._incarnation = ""
-        self._reached_since = math.inf  # time.monotonic() since which every look has found Redis
+        self._reached_since = math.inf  # time.monotonic() since which every check has reached Redis
         self._published = metrics.topic_published
         self._dead = metrics.topic_dead_letters
         self._holding = metrics.topic_partitions
         self._lag = metrics.topic_outbox_lag
 
     def wake(self) -> bool:
-        """There are new events; returns whether this process holds all partitions."""
+        """Signals new events; returns whether this process holds all partitions."""
         self._woken.set()
         return bool(self._held) and len(self._held) == self._partitions
 
@@ -156,11 +156,11 @@ class Relay:
     async def _beat(self, connection: Any) -> None:
         await connection.execute(
             "UPDATE topic_relays SET heartbeat = now() WHERE partition = ANY ($1) AND pid = pg_backend_pid()",
-            # One that only this process's way to Redis keeps waiting is another's to take.
+            # No heartbeat for partitions that wait because this process cannot reach Redis: another one may take them.
             [number for number, partition in self._held.items() if not partition.waiting],
         )
         if len(self._held) < self._partitions and await self._reaches_redis():
-            # Once Redis is back for all, the holders go on by themselves.
+            # Right after an outage of Redis the holders resume by themselves: end no session yet.
             if time.monotonic() - self._reached_since > DEAD_AFTER:
                 await connection.fetch(END_SILENT, LOCK_SPACE, DEAD_AFTER)
             for number in range(self._partitions):
@@ -203,7 +203,7 @@ class Relay:
         known = {key: int(row) for key, row in ids.items() if row.isdigit() and len(row) < MAX_DIGITS}
         rows = await connection.fetch("SELECT id FROM topic_outbox WHERE id = ANY ($1::bigint[])", list(known.values()))
         present = {row["id"] for row in rows}
-        # Also what is no key, which would end the relay of every process.
+        # Members that are no keys are removed, too.
         if stale := [key for key in keys if known.get(key) not in present]:
             await self._store.forget(number, stale)
 
@@ -235,7 +235,7 @@ class Relay:
                 # Redis as a whole: no row is to blame, all wait.
                 partition.waiting = isinstance(error, Unreachable)
                 log.warning("topic_relay_waits", error=error.detail)
-                # What was sent may still be under way; behind a higher fence it is refused, should it come after its retry.
+                # What was sent may still reach Redis; the higher fence makes Redis refuse it, should it arrive after its retry.
                 partition.fence = await connection.fetchval(FENCE, partition.number)
                 await asyncio.sleep(RETRY / 2)
                 return False
@@ -302,4 +302,4 @@ class Relay:
         for topic in self._registry.topics:
             if topic.match(name) is not None:
                 return topic.history
-        return History()  # of a feature that is gone; its last events are published all the same
+        return History()  # of a removed feature; its last events are still published

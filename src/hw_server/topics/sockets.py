@@ -16,6 +16,8 @@ log = structlog.get_logger("topics")
 
 
 class TooManyTopics(Forbidden):
+    """403: the socket has `topics.max_per_socket` subscriptions already."""
+
     code = "too_many_topics"
     title = "Too many topics"
 
@@ -65,7 +67,7 @@ class SocketSubscriptions:
             self.cancel(connection, topic)
 
     def cancel(self, connection: WebSocketConnection, topic: str) -> bool:
-        """Whether there was a subscription."""
+        """Ends the subscription; returns whether there was one."""
         if connection.topics is None or connection.topics.pop(topic, None) is None:
             return False
         self._detach(connection, topic)
@@ -81,7 +83,8 @@ class SocketSubscriptions:
         connection.topics = None
 
     async def recheck(self, connection: WebSocketConnection, principal: Principal) -> None:
-        """After the socket's token was replaced: ends what its new roles do not allow, and what cannot be told of in time."""
+        """After the socket's token was replaced: ends what its new roles do not allow, and what cannot be
+        decided in time."""
         undecided = set(connection.topics or ())
 
         async def check(topic: str) -> None:
@@ -90,7 +93,7 @@ class SocketSubscriptions:
             except DomainError as error:
                 self._end(connection, topic, error.code)
             except Exception:
-                # A defect of its rule must not leave it, nor the others, as they are.
+                # A defect in one rule must neither keep its subscription nor skip the others.
                 log.exception("topic_rule_failed", topic=topic)
                 self._end(connection, topic, InternalError.code)
             undecided.discard(topic)

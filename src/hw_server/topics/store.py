@@ -177,7 +177,7 @@ class TopicStore:
         await self._execute([("SREM", self._keys.topic_published(partition), *keys)])
 
     async def published(self, partition: int) -> list[bytes]:
-        """The keys that are known."""
+        """The keys of published events that Redis still remembers."""
         [members] = await self._execute([("SMEMBERS", self._keys.topic_published(partition))])
         if isinstance(members, ResponseError):
             raise Unavailable(str(members)) from members
@@ -228,7 +228,7 @@ class TopicStore:
             await connection.disconnect(nowait=True)
             self._retry_at = time.monotonic() + RETRY
             raise Unreachable("Redis is out of reach") from error
-        self._connection = connection  # not before its scripts are there for those who come meanwhile
+        self._connection = connection  # set last: concurrent callers need its scripts loaded
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

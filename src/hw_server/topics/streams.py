@@ -1,4 +1,4 @@
-"""Server-Sent Events: topics for those who read a response instead of a socket."""
+"""Server-Sent Events: topics over an HTTP response instead of a socket."""
 
 import asyncio
 import secrets
@@ -32,7 +32,7 @@ from hw_server.ws.hub import DRAIN_TICK, Drain
 
 HEARTBEAT = 15.0  # seconds between comments that keep proxies from closing the stream
 RETRY = 1000  # milliseconds that a browser waits before it connects again
-CHUNK = 65_536  # bytes that wait for a client before the next are recovered, and before topics conflate that may
+CHUNK = 65_536  # bytes in the buffer past which recovery waits, and conflating topics conflate
 MAX_NAMES = 8192  # bytes of the topics' names in an id, which comes back in a header
 router = APIRouter(prefix="/topics", tags=["topic"])
 
@@ -57,7 +57,7 @@ class EventStream:
         """From here on the stream gets every event of the channel; it has those before, unless they are gone."""
         self._positions[channel.name] = Position(channel.epoch, channel.offset)
         if recovered:
-            # A place to come back to, before the first event.
+            # A position to reconnect with, before the first event.
             self._append(b"id: %s\n\n" % self._place())
         else:
             self._put("topic.reset", to_json(channel.position()))
@@ -72,7 +72,7 @@ class EventStream:
 
     def deliver(self, channel: Channel, events: EventBatch) -> None:
         if self.ended is not None:
-            return  # its client may never read what it was sent, and so the response not end soon
+            return  # the response may last longer, until its client has read what it was sent
         if channel.conflates and (self._size > CHUNK or channel in self._backlog):
             self._conflated.inc(self._backlog.add(channel, channel.keyed(events)))
             self._check_size()
@@ -123,7 +123,7 @@ class EventStream:
             self._backlog = ConflatingBuffer()
 
     def take(self) -> bytes:
-        """What waits for the client."""
+        """Empties the buffer and returns it; then moves the backlog into it."""
         messages = b"".join(self._buffer)
         self._buffer.clear()
         self._size = 0
@@ -132,8 +132,8 @@ class EventStream:
         return messages
 
     async def read(self) -> AsyncIterator[bytes]:
-        """Ends at the latest with the token. What waits is sent before the end, unless the caller may not have it any more, or
-        has not read what came before."""
+        """Ends with the token at the latest. Buffered events are sent before a `going_away`; they are dropped where the caller
+        may not have them any more, or does not read."""
         while True:
             expires_in = self.caller.expires_at - time.time()
             if expires_in <= 0:
@@ -147,7 +147,7 @@ class EventStream:
             try:
                 await asyncio.wait_for(self._filled.wait(), min(HEARTBEAT, expires_in))
             except TimeoutError:
-                # Close to its end a timer may be early, again and again.
+                # Just before the token expires the timer may fire early, several times.
                 if expires_in > HEARTBEAT:
                     yield b": heartbeat\n\n"
 
@@ -192,7 +192,7 @@ class EventStreams:
         self._streams.add(stream)
         self._open.inc()
         try:
-            # Redis keeps a place for each topic that is asked for: each counts as a socket's subscription does.
+            # Each topic costs Redis as much as a `topic.subscribe` of a socket, so it counts as one call.
             await self._rate.check("ws", caller.budget_key, cost=len(topics))
             await self._limiter.acquire(caller.sub, stream.id)
             for name in topics:
@@ -222,12 +222,12 @@ class EventStreams:
                 async for data in self._recover(stream, channel, since):
                     yield data
         except Unavailable:
-            return  # the client comes back from where it is
+            return  # the client reconnects with its position
         async for data in stream.read():
             yield data
 
     async def _recover(self, stream: EventStream, channel: Channel, since: Position | None) -> AsyncIterator[bytes]:
-        """What a topic missed, as fast as the client reads: together it may be more than the buffer."""
+        """Recovers a topic as fast as the client reads: the missed events may be more than the buffer holds."""
         while stream.ended is None:
             if stream.caller.expires_at <= time.time():
                 stream.end("token_expired")
@@ -330,7 +330,7 @@ async def events(
 
 
 def _positions(last_event_id: str) -> dict[str, Position]:
-    """What an id of this server says. A topic without a position in it is answered with a reset."""
+    """The positions in an event id of this server. A topic without one is answered with a reset."""
     positions = {}
     for part in last_event_id.split(","):
         name, _, position = part.rpartition("@")

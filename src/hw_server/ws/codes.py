@@ -33,26 +33,34 @@ FAILURES = frozenset({
 
 
 class ParseError(Malformed):
+    """The message is no JSON."""
+
     code = "parse_error"
     title = "Parse error"
     rpc_code = -32700
 
 
 class InvalidRequest(Malformed):
+    """The message is JSON, but no request object or batch of JSON-RPC 2.0."""
+
     code = "invalid_request"
     title = "Invalid request"
     rpc_code = -32600
 
 
 class MethodNotFound(NotFound):
+    """`detail` is the method, cut after 100 characters."""
+
     code = "method_not_found"
     title = "Method not found"
     rpc_code = -32601
 
 
 class ResponseLimit(PayloadTooLarge):
+    """The answer is larger than the room left in the socket's send buffer."""
+
     code = "response_limit"
-    title = "Response limit"
+    title = "Response too large"
     rpc_code = -32014
 
 
@@ -61,7 +69,7 @@ PLATFORM_ERRORS: list[type[DomainError]] = [
     for kind in (*vars(errors).values(), ParseError, InvalidRequest, MethodNotFound, ResponseLimit)
     if isinstance(kind, type) and issubclass(kind, DomainError) and kind is not DomainError
 ]
-# Those with a code of their own; the others are known to HTTP alone.
+# Those with an RPC code of their own; the others occur over HTTP only.
 RPC_ERRORS = [kind for kind in PLATFORM_ERRORS if "rpc_code" in vars(kind)]
 
 

@@ -120,7 +120,7 @@ class WebSocketConnection:
         self._in_progress.add(task)
         task.add_done_callback(self._ended)
         if len(self._in_progress) >= self._settings.max_in_flight:
-            self.ready = False  # what else was read stays where it is until a call ends, and nothing more is read
+            self.ready = False  # further frames stay buffered, and reading pauses, until a call ends
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         assert self._in_progress is not None
@@ -183,7 +183,8 @@ class WebSocketConnection:
 
     @property
     def room(self) -> bool:
-        """Whether there is room for the answer to another call: in the whole, for a client that has not signed in."""
+        """Whether there is room for the answer to another call. Before the sign-in all answers
+        together have `STRANGER_BYTES`."""
         if self.principal is None:
             return self._answered + self._pending < UNAUTHENTICATED_BYTES
         return self._pending + self._protocol.unsent < self._settings.max_pending_bytes

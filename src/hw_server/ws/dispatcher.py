@@ -83,11 +83,12 @@ class Dispatcher:
         return b"[" + b",".join(responses) + b"]" if responses else None
 
     def _parse(self, data: bytes) -> tuple[Any, Request | None]:
-        """The message, or the error that stands in its place; of a valid request of a known operation only the second."""
+        """`(None, request)` for a valid request of a known operation, else `(message, None)`; an unusable message is given as the
+        error to answer it with."""
         try:
             limit_members(data, self._max_members)
         except PayloadTooLarge as refusal:
-            return refusal.with_traceback(None), None  # which would hold the message
+            return refusal.with_traceback(None), None  # its frames would keep the message in memory
         request = self._parse_valid(data)
         if request is not None:
             return None, request
@@ -114,8 +115,9 @@ class Dispatcher:
         after: list[Callable[[], None]],
         request: Request | None = None,
     ) -> bytes | None:
-        """The response to one call, None for a notification. `message` may be what is wrong instead: a message that is no call
-        counts as one; with a `request` it stands for nothing. `after` gets calls to make once the response was sent."""
+        """The response to one call, None for a notification. `message` is the parsed message, or the error to answer
+        it with, which counts as a call, too; it is unused with a `request`. `after` gets calls to make once the response was
+        sent."""
         if connection.closed:
             return None
         principal = connection.principal
@@ -144,10 +146,10 @@ class Dispatcher:
                 method, params = bound.operation.name, arguments
             result = await self._run(call, bound, params, arguments)
             response = b'%s%s,"result":%s}' % (PREFIX, to_json(call_id), result or b"null")
-            # What was changed, or follows the answer as a subscription does, is not undone: a client too slow for it is closed.
+            # Changes, and subscriptions that begin after the answer, cannot be undone: a client too slow for it is closed.
             done = bound.operation.changes or len(after) > follows
             if not (done or connection.takes(len(response))):
-                # Counted until the message is answered: the rest of its batch has nothing left to spend.
+                # Counted until the whole message is answered, so that the rest of its batch is refused, too.
                 connection.hold(len(response))
                 after.append(partial(connection.hold, -len(response)))
                 raise ResponseLimit("the answer is larger than what may wait for the client; ask for less at a time")
@@ -160,7 +162,7 @@ class Dispatcher:
             response = _error(call_id, InternalError(), call.request_id)
         finally:
             connection.calls.discard(call)
-            call.asked = None  # the arguments, among which may be the call
+            call.asked = None  # the arguments may include the call: a cycle
         self._accounting.rpc(call, method, code)
         if request is not None:
             notification = request[1] is None
@@ -199,7 +201,7 @@ class Dispatcher:
 
 
 def _method_and_params(message: Any) -> tuple[str, dict[str, Any]]:
-    """Method and params of a request object; raises `InvalidRequest`, or the error that stands in its place."""
+    """Method and params of a request object; raises `InvalidRequest`, or the error given in place of a message."""
     if isinstance(message, DomainError):
         raise message
     if not isinstance(message, dict) or message.get("jsonrpc") != "2.0":

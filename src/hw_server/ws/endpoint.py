@@ -1,4 +1,4 @@
-"""`/web`: the handshake. A raw ASGI application: one coroutine is what an idle socket costs."""
+"""`/web`: the handshake. A raw ASGI application, so that an idle socket costs one coroutine."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ class WebSocketEndpoint:
         accounting: Accounting,
     ) -> None:
         self._settings = settings.ws
-        # Past it a client has ignored refusals by the limit on calls, too.
+        # Higher than the limit on calls: who exceeds it has ignored `MAX_REFUSALS` refusals.
         self._messages = Rate(settings.ratelimit.ws_per_minute, settings.ratelimit.ws_per_minute + MAX_REFUSALS)
         self._timeout = settings.http.request_timeout
         self._hub = hub

@@ -22,7 +22,7 @@ log = structlog.get_logger("ws")
 SWEEP_INTERVAL = 1.0  # seconds
 EXPIRY_WARNING = 60.0  # seconds before the token expires; half its remaining life where that is shorter
 DRAIN_TICK = 0.02  # seconds
-NOTICES = 500  # sent before the event loop has its turn
+NOTICES = 500  # sent before the event loop runs other tasks
 
 
 class Hub:
@@ -41,11 +41,11 @@ class Hub:
         self.connections: set[WebSocketConnection] = set()
         self.on_removed: list[Callable[[WebSocketConnection], None]] = []
         self.draining = False
-        self.arriving = 0  # handshakes that are being decided
+        self.arriving = 0  # handshakes in progress
 
     @property
     def full(self) -> bool:
-        """Whether there is no place for one that arrives, itself counted."""
+        """Whether there is no room for the handshake in progress, which is counted already."""
         return len(self.connections) + self.arriving > self._settings.max_connections
 
     def add(self, connection: WebSocketConnection) -> None:
@@ -55,7 +55,7 @@ class Hub:
         self._open.inc()
 
     def signed_in(self, connection: WebSocketConnection) -> None:
-        """A connection that was added before its user signed in."""
+        """Indexes a connection, added earlier, by the user that has now signed in."""
         if connection.principal is not None and connection in self.connections:
             self._by_user.setdefault(connection.principal.sub, set()).add(connection)
 
@@ -145,8 +145,8 @@ class Hub:
 
 
 class Drain:
-    """Spreads the ends of `count` connections, `rate` in a second, so that their clients do not come to the other processes all
-    at once; at most over half of `timeout` seconds."""
+    """Spreads the closing of `count` connections, `rate` a second, so that their clients do not reconnect to other processes all
+    at once; over half of `timeout` seconds at most."""
 
     def __init__(self, count: int, rate: float, timeout: float) -> None:
         self._count = count
@@ -155,11 +155,11 @@ class Drain:
         self._deadline = self._began + timeout
 
     def delay(self) -> float:
-        """Seconds that one client waits after its end before it connects again."""
+        """Seconds that one client waits before it reconnects, random."""
         return round(random.uniform(0, self._spread), 2)  # noqa: S311 - no secret
 
     def due(self) -> int:
-        """How many may have ended by now; in the end also those that came meanwhile."""
+        """How many may be closed by now; unlimited after the spread, to include those that arrived meanwhile."""
         passed = time.monotonic() - self._began
         return math.ceil(self._count * passed / self._spread) if passed < self._spread else sys.maxsize
 

@@ -18,6 +18,8 @@ feature = Feature("socket", operations)
 
 
 class TokenParams(BaseModel):
+    """The token to sign in with, never in the address."""
+
     model_config = ConfigDict(extra="forbid")
 
     token: str = Field(description="An access token.")

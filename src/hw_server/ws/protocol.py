@@ -53,7 +53,7 @@ class Receiver(Protocol):
         """Is told when the client has stopped reading, and when it reads again."""
 
     def close(self, code: CloseCode) -> None:
-        """Closes the connection, which the client has given a reason for."""
+        """Closes the connection for something that the client did."""
 
 
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
@@ -150,7 +150,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             self._needed = max(self._needed, 2)
 
     def _continue(self) -> None:
-        """Takes up held data in a turn of its own."""
+        """Continues with held data in a later iteration of the event loop."""
         if self._ended or self.receiver is None or not (self.receiver.ready or self.close_sent):
             return
         data, offset = self._held, self._offset
@@ -242,7 +242,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             cast("dict[str, Any]", self.scope)[PROTOCOL] = self
 
     def deliver_to(self, receiver: Receiver) -> None:
-        """From now on messages go to `receiver`. Call after the handshake is accepted; an open socket keeps nothing of it."""
+        """From now on messages go to `receiver`. Call after the handshake is accepted; an open socket keeps nothing of the
+        handshake."""
         del self.response
         self.scope["headers"] = []
         if self.disconnected:
@@ -256,8 +257,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
-        # Cycles of references would keep all of it until a collection, which then stops the others for long: the library's parser
-        # is a generator that holds its object, and so does the traceback of what it raised.
+        # Breaks reference cycles, which would keep all of it until a long garbage collection: the library's parser is a generator
+        # that holds its object, and so does the traceback of what it raised.
         self.receiver = None
         self.conn.parser.close()
         failure: BaseException | None = self.conn.handshake_exc

@@ -14,6 +14,8 @@ ${cls}Order = Literal["id", "-id", "name", "-name", "created_at", "-created_at"]
 
 
 class ${cls}(BaseModel):
+    """${article.capitalize()} ${words} as stored. `created_at` and `updated_at` are in UTC."""
+
     id: int
     name: str
     description: str
@@ -34,6 +36,8 @@ class ${cls}Event(BaseModel):
 
 % endif
 class ${cls}Create(BaseModel):
+    """A new ${words}, or all fields of one to replace. Unknown fields are refused; blanks around `name` are removed."""
+
     model_config = ConfigDict(extra="forbid")
 
     name: Name = Field(description="Unique.")
@@ -54,6 +58,8 @@ class ${cls}Patch(Patch):
 
 
 class ${cls}Query(PageQuery):
+    """Filters and order of the list. Unknown parameters are refused."""
+
     name: Text | None = Field(None, max_length=200, description="Part of the name, in any case.")
 % if parent:
     ${parent.singular}_id: Id | None = Field(None, description="Those of one ${parent.words}.")
