@@ -241,7 +241,7 @@ class Bench:
 
     def measure_fanout(self) -> None:
         say(f"fan-out to {FANOUT} subscribed sockets")
-        found: dict[str, list[Figure]] = {"write": [], "publish": [], "publish?times=4": []}
+        measured: dict[str, list[Figure]] = {"write": [], "publish": [], "publish?times=4": []}
         with self.ours(**WITH_TOPICS) as ours:
             command = [sys.executable, "-m", "bench.fanout", f"{self.url}/web", self.token, str(FANOUT)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
@@ -253,7 +253,7 @@ class Bench:
                     time.sleep(2)
                     each = (memory(ours.pid) - empty) / FANOUT
                     for _ in range(self.rounds + 1):
-                        for path, figures in found.items():
+                        for path, figures in measured.items():
                             times = 4 if "4" in path else 1
                             before, started = cpu_seconds(ours.pid), time.perf_counter()
                             fanout.rounds(self.url, self.token, path, ROUNDS, holder.stdout)
@@ -262,7 +262,7 @@ class Bench:
                             figures.append(Figure(rate, (cpu_seconds(ours.pid) - before) / deliveries * 1e6))
                 finally:
                     holder.terminate()
-        warm = {path: figures[1:] for path, figures in found.items()}
+        warm = {path: figures[1:] for path, figures in measured.items()}
         self.report.ratio(
             f"an event to {FANOUT} sockets / one ready frame to as many",
             warm["write"], warm["publish"], "0.85 CPU (aim 0.95)",
@@ -287,7 +287,7 @@ class Bench:
 
     def measure_events(self) -> None:
         say("writers with and without an event; an event from one process to another")
-        found: dict[str, list[Figure]] = {name: [] for name in ("insert", "notes", "bench/notes", "bench/notes 32")}
+        measured: dict[str, list[Figure]] = {name: [] for name in ("insert", "notes", "bench/notes", "bench/notes 32")}
         lua = ("-s", str(BENCH / "create.lua"), "-H", "Content-Type: application/json")
         bearer = ("-H", f"Authorization: Bearer {self.token}")
         port = self.stack.ports.app + 5
@@ -296,7 +296,7 @@ class Bench:
         environment = {**self.environment, **WITH_TOPICS}
         with self.floor() as floor, self.ours(**WITH_TOPICS) as ours:
             for _ in range(self.rounds + 1):
-                for name, figures in found.items():
+                for name, figures in measured.items():
                     path, _, connections = name.partition(" ")
                     prefix = {"BENCH_PREFIX": uuid.uuid4().hex}
                     if name == "insert":
@@ -318,7 +318,7 @@ class Bench:
                     f"{self.url}/api/bench/notes",
                 ]
                 delivered = uvloop.run(latency.while_written(other, self.token, writing))
-        warm = {name: figures[1:] for name, figures in found.items()}
+        warm = {name: figures[1:] for name, figures in measured.items()}
         self.report.ratio(
             "POST create, 8 writers: with an event / without", warm["notes"], warm["bench/notes"], "0.80 (aim 0.92)"
         )

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from tests.raw import CONTINUATION, PING, PONG, TEXT, UPGRADE, RawClient, frame, head
+from tests.raw import CONTINUATION, PING, PONG, TEXT, UPGRADE, RawClient, frame, request_headers
 
 CONNECTIONS = 5
 Flood = Callable[[str, str], None]
@@ -48,7 +48,7 @@ def over_http(
 ) -> Flood:
     def flood(url: str, token: str) -> None:
         with RawClient(url, timeout=2) as client:
-            client.socket.sendall(head(f"POST {path} HTTP/1.1", {"Host": "x", **headers}) + data)
+            client.socket.sendall(request_headers(f"POST {path} HTTP/1.1", {"Host": "x", **headers}) + data)
             while then:
                 client.socket.sendall(then)
                 time.sleep(pause)
@@ -73,7 +73,7 @@ def ask_and_leave(url: str, token: str) -> None:
 
 def upgrade(url: str, token: str) -> None:
     with RawClient(url, timeout=2) as client:
-        client.send(head("GET /web HTTP/1.1", UPGRADE | {f"X-{index}": "1" for index in range(200)}))
+        client.send(request_headers("GET /web HTTP/1.1", UPGRADE | {f"X-{index}": "1" for index in range(200)}))
         client.rest()
 
 
@@ -84,7 +84,7 @@ def one_after_the_other(headers: dict[str, str], body: bytes) -> Flood:
         with RawClient(url, timeout=2) as client:
             fields = {"Host": "x", "Authorization": f"Bearer {token}", "Content-Type": "application/json", **headers}
             while True:
-                client.socket.sendall(head("POST /api/notes HTTP/1.1", fields) + body)
+                client.socket.sendall(request_headers("POST /api/notes HTTP/1.1", fields) + body)
                 client.response()
 
     return flood
@@ -97,14 +97,14 @@ def signed_in_handshakes(url: str, token: str) -> None:
 
 def parameters(url: str, token: str) -> None:
     with RawClient(url, timeout=2) as client:
-        client.send(head(f"GET /health/live?{'a&' * 30_000} HTTP/1.1", {"Host": "x"}))
+        client.send(request_headers(f"GET /health/live?{'a&' * 30_000} HTTP/1.1", {"Host": "x"}))
         client.rest()
 
 
 def pipeline(url: str, token: str) -> None:
     with RawClient(url, timeout=2) as client:
         while True:
-            client.socket.sendall(head("GET /health/live HTTP/1.1", {"Host": "x"}) * 5_000)
+            client.socket.sendall(request_headers("GET /health/live HTTP/1.1", {"Host": "x"}) * 5_000)
 
 
 FLOODS: dict[str, Flood] = {
@@ -154,7 +154,9 @@ def main(name: str, url: str, token: str, seconds: float) -> None:
 def times(url: str, token: str, seconds: float) -> list[float]:
     """Of one GET after the other, sorted."""
     parts = urlsplit(url)
-    request = head("GET /api/notes?per_page=20 HTTP/1.1", {"Host": parts.netloc, "Authorization": f"Bearer {token}"})
+    request = request_headers(
+        "GET /api/notes?per_page=20 HTTP/1.1", {"Host": parts.netloc, "Authorization": f"Bearer {token}"}
+    )
     taken = []
     ends = time.perf_counter() + seconds
     with socket.create_connection((parts.hostname or "", parts.port or 80), timeout=30) as connection:

@@ -53,19 +53,19 @@ async def compare(url: str) -> dict[tuple[str, int], tuple[Figures, Figures]]:
         async with ours.write() as connection:
             await connection.execute(INSERT, next(names))
 
-    found: dict[tuple[str, int], tuple[Figures, Figures]] = {}
+    measured: dict[tuple[str, int], tuple[Figures, Figures]] = {}
     async with theirs:
         for (work, units), tasks in itertools.product(
             (("SELECT 20 rows", (their_read, our_read)), ("BEGIN, INSERT, COMMIT", (their_write, our_write))), (32, 1)
         ):
-            figures = found[work, tasks] = ([], [])
+            figures = measured[work, tasks] = ([], [])
             for unit in units:
                 await measure(unit, tasks)
             for number in range(ROUNDS):
                 for index in (0, 1) if number % 2 else (1, 0):
                     figures[index].append(await measure(units[index], tasks))
     await ours.stop()
-    return found
+    return measured
 
 
 async def measure(unit: Unit, tasks: int) -> tuple[float, float]:

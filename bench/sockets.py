@@ -38,8 +38,8 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         data = self._buffer + data
         if not self._opened.done():
-            head, found, data = data.partition(b"\r\n\r\n")
-            if not found:
+            head, separator, data = data.partition(b"\r\n\r\n")
+            if not separator:
                 self._buffer = head
                 return
             if b" 101 " not in head.split(b"\r\n", 1)[0]:

@@ -96,7 +96,7 @@ class Copy:
 
     def files(self) -> dict[str, bytes]:
         """All that counts, by path."""
-        found = (
+        paths = (
             path for path in self.root.rglob("*") if path.is_file() and "cache" not in str(path.relative_to(self.root))
         )
-        return {str(path.relative_to(self.root)): path.read_bytes() for path in found}
+        return {str(path.relative_to(self.root)): path.read_bytes() for path in paths}

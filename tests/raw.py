@@ -14,7 +14,7 @@ UPGRADE = {
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
 
-def head(line: str, headers: dict[str, str]) -> bytes:
+def request_headers(line: str, headers: dict[str, str]) -> bytes:
     return "".join([line, "\r\n", *(f"{name}: {value}\r\n" for name, value in headers.items()), "\r\n"]).encode()
 
 
@@ -98,8 +98,8 @@ class RawClient:
         while text not in self._buffer:
             if not self.more():
                 raise ConnectionError
-        found, _, self._buffer = self._buffer.partition(text)
-        return found + text
+        before, _, self._buffer = self._buffer.partition(text)
+        return before + text
 
     def take(self, size: int) -> bytes:
         while len(self._buffer) < size:
@@ -120,17 +120,17 @@ class RawClient:
 
     def statuses(self, head_only: bool = False) -> list[int]:
         """Of all responses until the server closes."""
-        found = []
+        statuses = []
         with contextlib.suppress(ConnectionError):
             while True:
-                found.append(self.response(head_only)[0])
-        return found
+                statuses.append(self.response(head_only)[0])
+        return statuses
 
     # The socket
 
     def handshake(self, token: str | None = None) -> int:
         headers = UPGRADE | ({"Authorization": f"Bearer {token}"} if token else {})
-        self.send(head("GET /web HTTP/1.1", headers))
+        self.send(request_headers("GET /web HTTP/1.1", headers))
         return self.response()[0]
 
     def frames(self) -> Iterator[tuple[int, bytes]]:

@@ -25,7 +25,7 @@ from hw_server.operations.deadlines import Deadline, Deadlines
 from tests.conftest import Running, Serve, until
 from tests.provider import Provider
 from tests.proxy import Proxy
-from tests.raw import RawClient, head
+from tests.raw import RawClient, request_headers
 from tests.test_settings import hw
 
 Token = Callable[[str], str]
@@ -86,7 +86,7 @@ async def test_a_call_before_the_sign_in_has_its_row(server: Running, dave: http
     assert (row["source"], row["action"], row["outcome"], row["user_id"]) == ("ws", "notes.list", "denied", None)
 
 
-async def test_a_spilled_file_that_cannot_be_read_is_kept(
+async def test_a_spooled_file_that_cannot_be_read_is_kept(
     serve: Serve, dave: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     mine = uuid.uuid4().hex
@@ -260,7 +260,7 @@ async def test_a_slow_export_holds_no_connection(serve: Serve, token: Token, man
             assert (await client.get("/api/notes")).status_code == 200
 
 
-async def test_an_export_that_nobody_reads_is_cut(serve: Serve, token: Token, many: str) -> None:
+async def test_an_export_that_nobody_reads_is_aborted(serve: Serve, token: Token, many: str) -> None:
     limits = {"HW_HTTP__WRITE_TIMEOUT": "1", "HW_DATABASE__POOL_MAX": "1", "HW_RATELIMIT__CALLS_PER_USER": "1"}
     with serve(**limits) as running, socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -269,12 +269,12 @@ async def test_an_export_that_nobody_reads_is_cut(serve: Serve, token: Token, ma
         slow.sendall(f"{head}\r\n\r\n".encode())
         assert slow.recv(15) == b"HTTP/1.1 200 OK"
 
-        async def cut() -> bool:
+        async def aborted() -> bool:
             metrics = await running.metrics()
             closed = metrics.get('http_connections_closed_total{reason="unread"}')
             return (closed, metrics["http_requests_in_progress"]) == (1, 1)  # the second is this one
 
-        await until(cut)
+        await until(aborted)
         received = await asyncio.to_thread(read_all, slow)
         assert not received.endswith(b"0\r\n\r\n")
         async with running.client(token("dave")) as client:
@@ -285,7 +285,7 @@ async def test_an_export_that_nobody_reads_is_cut(serve: Serve, token: Token, ma
 async def test_an_export_to_http_1_0_has_no_chunks(server: Running, token: Token, many: str) -> None:
     with RawClient(server.url) as client:
         headers = {"Host": "x", "Authorization": f"Bearer {token('dave')}"}
-        client.send(head(f"GET /api/audit-logs/export?action={many} HTTP/1.0", headers))
+        client.send(request_headers(f"GET /api/audit-logs/export?action={many} HTTP/1.0", headers))
         status, start, _ = client.response()
         lines = client.rest().splitlines()
     assert (status, b"transfer-encoding" in start, b"connection: close" in start) == (200, False, True)
@@ -388,8 +388,8 @@ async def test_an_export_ends_with_its_caller_s_session(guarded: Running, provid
             received = await asyncio.to_thread(read_all, slow)
     assert received.count(b'"request_id"') < 20_000
     assert not received.endswith(b"0\r\n\r\n")  # which would say that it is whole
-    [cut] = await until(lambda: [line for line in guarded.log() if line["event"] == "response_cut_short"])
-    assert cut["code"] == "unauthenticated"
+    [aborted] = await until(lambda: [line for line in guarded.log() if line["event"] == "response_cut_short"])
+    assert aborted["code"] == "unauthenticated"
     assert "Traceback" not in guarded.log_file.read_text()
 
 

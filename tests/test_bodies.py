@@ -194,8 +194,8 @@ async def test_a_page_may_send_what_the_api_reads(proxied: Running) -> None:
     headers = "authorization,content-type,last-event-id,x-request-id"
     asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": headers}
     async with proxied.client() as client:
-        answer = await client.options("/api/topics/events", headers={"Origin": "https://app.example.org", **asked})
-    assert answer.status_code == 200
+        response = await client.options("/api/topics/events", headers={"Origin": "https://app.example.org", **asked})
+    assert response.status_code == 200
 
 
 async def test_cors_is_an_allow_list(proxied: Running) -> None:

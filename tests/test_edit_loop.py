@@ -142,8 +142,8 @@ def test_restart_restarts_the_application_alone(shell: Shell, shop: Shop) -> Non
 
 
 def allowed(port: str) -> bool:
-    answer = httpx.get(f"http://127.0.0.1:{port}/health", headers={"Origin": ORIGIN})
-    return answer.headers.get("access-control-allow-origin") == ORIGIN
+    response = httpx.get(f"http://127.0.0.1:{port}/health", headers={"Origin": ORIGIN})
+    return response.headers.get("access-control-allow-origin") == ORIGIN
 
 
 def test_a_front_end_on_another_origin_signs_in(shell: Shell, shop: Shop) -> None:

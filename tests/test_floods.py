@@ -19,7 +19,7 @@ import websockets
 from hw_server.embedded import Stack
 from tests.conftest import Running, Serve, until
 from tests.provider import Provider
-from tests.raw import CLOSE, CONTINUATION, PING, PONG, TEXT, UPGRADE, RawClient, frame, head
+from tests.raw import CLOSE, CONTINUATION, PING, PONG, TEXT, UPGRADE, RawClient, frame, request_headers
 
 Token = Callable[[str], str]
 FLOODING = 4429
@@ -102,7 +102,7 @@ async def test_handshakes_count_for_the_user(serve: Serve, token: Token) -> None
         for index in range(5):
             headers = UPGRADE | {"Authorization": f"Bearer {token('alice')}", "X-Forwarded-For": f"192.0.2.{index}"}
             with RawClient(running.url) as client:
-                client.send(head("GET /web HTTP/1.1", headers))
+                client.send(request_headers("GET /web HTTP/1.1", headers))
                 statuses.append(client.response()[0])
     assert statuses == [101] * 3 + [429] * 2
 
@@ -142,7 +142,7 @@ async def test_rows_of_refusals_at_the_socket_have_a_limit(
                     assert (await socket.call("notes.create", title="x"))["error"]["code"] == -32003
                 else:
                     with RawClient(running.url) as client:
-                        client.send(head("GET /web HTTP/1.1", UPGRADE | headers))
+                        client.send(request_headers("GET /web HTTP/1.1", UPGRADE | headers))
                         assert client.response()[0] == 429
             await until(lambda: suppressed(running, 7))
     rows = await database.fetchval("SELECT count(*) FROM user_actions WHERE id > $1 AND status >= 400", before or 0)
@@ -161,7 +161,7 @@ async def test_handshakes_that_the_cap_refuses_count(serve: Serve, token: Token)
             for _ in range(4):
                 with RawClient(running.url) as client:
                     headers = UPGRADE | {"Authorization": f"Bearer {token('alice')}"}
-                    client.send(head("GET /web HTTP/1.1", headers))
+                    client.send(request_headers("GET /web HTTP/1.1", headers))
                     answers.append(client.response()[2])
     assert [b"too many open sockets" in answer for answer in answers] == [True] * 2 + [False] * 2
 
@@ -263,7 +263,7 @@ async def test_connections_of_one_address_have_a_limit(serve: Serve) -> None:
     with serve(HW_HTTP__TRUSTED_PROXIES="127.0.0.1", **limit) as running, contextlib.ExitStack() as opened:
         clients = [opened.enter_context(RawClient(running.url)) for _ in range(9)]
         for client in clients:
-            client.send(head("GET /health/live HTTP/1.1", {"Host": "x"}))
+            client.send(request_headers("GET /health/live HTTP/1.1", {"Host": "x"}))
         assert [client.response()[0] for client in clients] == [200] * 9
 
 
@@ -315,7 +315,7 @@ async def test_reads_end_with_their_client(
         socket, request = RawClient(running.url), RawClient(running.url)
         socket.handshake(token("alice"))
         socket.send(lists(calls))
-        get = head("GET /api/notes HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token('bob')}"})
+        get = request_headers("GET /api/notes HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token('bob')}"})
         request.send(get * requests)
 
         async def waits(number: int) -> bool:
@@ -367,7 +367,7 @@ async def test_nothing_is_handled_before_admission(serve: Serve) -> None:
     with serve() as running:
         with RawClient(running.url) as client:
             headers = UPGRADE | {"Authorization": "Bearer x"}
-            client.send(head("GET /web HTTP/1.1", headers) + frame(TEXT, call("ping")))
+            client.send(request_headers("GET /web HTTP/1.1", headers) + frame(TEXT, call("ping")))
             assert client.response()[0] == 401
         assert await metric(running, 'ws_messages_total{direction="in"}') == 0
 
@@ -375,7 +375,7 @@ async def test_nothing_is_handled_before_admission(serve: Serve) -> None:
 def test_what_was_sent_before_admission_is_handled_after(server: Running, token: Token) -> None:
     with RawClient(server.url) as client:
         headers = UPGRADE | {"Authorization": f"Bearer {token('alice')}"}
-        client.send(head("GET /web HTTP/1.1", headers) + frame(TEXT, call("ping")))
+        client.send(request_headers("GET /web HTTP/1.1", headers) + frame(TEXT, call("ping")))
         assert client.response()[0] == 101
         assert next(client.frames()) == (TEXT, b'{"jsonrpc":"2.0","id":1,"result":"pong"}')
 
@@ -443,7 +443,8 @@ async def test_a_lease_ends_with_its_connection(serve: Serve, token: Token, stac
 def test_an_upgrade_out_of_bounds_is_answered(server: Running, token: Token, more: dict[str, str], status: int) -> None:
     with RawClient(server.url) as client:
         client.send(
-            head("GET /web HTTP/1.1", UPGRADE | {"Authorization": f"Bearer {token('alice')}"} | more) + b"hello"
+            request_headers("GET /web HTTP/1.1", UPGRADE | {"Authorization": f"Bearer {token('alice')}"} | more)
+            + b"hello"
         )
         assert client.statuses() == [status]
 
@@ -460,7 +461,7 @@ def test_an_upgrade_out_of_bounds_is_answered(server: Running, token: Token, mor
 )
 def test_an_upgrade_with_odd_bytes_is_answered(server: Running, path: str, agent: bytes, status: int) -> None:
     with RawClient(server.url) as client:
-        lines = head("GET /web HTTP/1.1", UPGRADE).replace(b"/web", path.encode("latin-1"))
+        lines = request_headers("GET /web HTTP/1.1", UPGRADE).replace(b"/web", path.encode("latin-1"))
         client.send(lines.replace(b"\r\n\r\n", b"\r\nUser-Agent: %s\r\n\r\n" % agent))
         assert client.response()[0] == status
 
@@ -468,7 +469,7 @@ def test_an_upgrade_with_odd_bytes_is_answered(server: Running, path: str, agent
 async def test_an_upgrade_without_a_key_is_counted(serve: Serve) -> None:
     with serve() as running:
         with RawClient(running.url) as client:
-            client.send(head("GET /web HTTP/1.1", UPGRADE | {"Sec-WebSocket-Key": "short"}))
+            client.send(request_headers("GET /web HTTP/1.1", UPGRADE | {"Sec-WebSocket-Key": "short"}))
             assert client.statuses() == [400]
         assert await metric(running, 'http_connections_closed_total{reason="invalid"}') == 1
 
@@ -476,13 +477,13 @@ async def test_an_upgrade_without_a_key_is_counted(serve: Serve) -> None:
 def test_an_upgrade_with_two_callers_is_refused(server: Running, token: Token) -> None:
     with RawClient(server.url) as client:
         callers = "".join(f"Authorization: Bearer {token(name)}\r\n" for name in ("alice", "bob"))
-        client.send(head("GET /web HTTP/1.1", UPGRADE)[:-2] + callers.encode() + b"\r\n")
+        client.send(request_headers("GET /web HTTP/1.1", UPGRADE)[:-2] + callers.encode() + b"\r\n")
         assert client.statuses() == [400]
 
 
 def test_an_upgrade_of_another_method_is_answered(server: Running) -> None:
     with RawClient(server.url) as client:
-        client.send(head("POST /web HTTP/1.1", UPGRADE))
+        client.send(request_headers("POST /web HTTP/1.1", UPGRADE))
         assert client.statuses() == [405]
 
 
@@ -495,7 +496,7 @@ async def test_trailers_are_not_taken_for_headers(server: Running, token: Token)
     }
     trailers = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode() + b"\r\n"
     with RawClient(server.url) as client:
-        client.send(head("POST /api/notes HTTP/1.1", sent) + b"2\r\n{}\r\n0\r\n" + trailers)
+        client.send(request_headers("POST /api/notes HTTP/1.1", sent) + b"2\r\n{}\r\n0\r\n" + trailers)
         status, start, _ = client.response()
     assert (status, b"from-a-trailer" in start) == (401, False)
     assert "192.0.2.7" not in server.log_file.read_text()
@@ -506,7 +507,9 @@ def test_trailers_have_an_end(serve: Serve, path: str) -> None:
     with serve() as running:
         before = memory(running)
         with RawClient(running.url) as client:
-            client.send(head(f"POST {path} HTTP/1.1", {"Host": "x", "Transfer-Encoding": "chunked"}) + b"0\r\nX: ")
+            client.send(
+                request_headers(f"POST {path} HTTP/1.1", {"Host": "x", "Transfer-Encoding": "chunked"}) + b"0\r\nX: "
+            )
             assert not client.takes(b"x" * 65_536, 2_000)
         assert memory(running) - before < 20_000_000
 
@@ -524,7 +527,7 @@ async def test_what_was_refused_is_not_kept(serve: Serve, token: Token) -> None:
 
 def test_a_body_after_the_answer_has_an_end(server: Running) -> None:
     with RawClient(server.url) as client:
-        client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Transfer-Encoding": "chunked"}))
+        client.send(request_headers("POST /api/notes HTTP/1.1", {"Host": "x", "Transfer-Encoding": "chunked"}))
         assert client.response()[0] == 401
         assert not client.takes(b"10000\r\n" + b"x" * 65_536 + b"\r\n", 2_000)
 
@@ -532,15 +535,15 @@ def test_a_body_after_the_answer_has_an_end(server: Running) -> None:
 @pytest.mark.parametrize("sent", [b"", b"x"])
 def test_a_connection_waits_a_little_for_a_body_after_the_answer(server: Running, sent: bytes) -> None:
     with RawClient(server.url) as client:
-        client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "99"}) + sent)
+        client.send(request_headers("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "99"}) + sent)
         assert client.statuses() == [401]
 
 
 def test_a_body_that_comes_after_the_answer_keeps_the_connection(server: Running) -> None:
     with RawClient(server.url) as client:
-        client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}))
+        client.send(request_headers("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}))
         assert client.response()[0] == 401
-        client.send(b"{}" + head("GET /health/live HTTP/1.1", {"Host": "x"}))
+        client.send(b"{}" + request_headers("GET /health/live HTTP/1.1", {"Host": "x"}))
         assert client.response()[0] == 200
 
 
@@ -551,28 +554,28 @@ def test_small_chunks_are_read_in_many_turns(server: Running, token: Token, sign
     authorization = {"Authorization": f"Bearer {token('alice')}"} if signed_in else {}
     with RawClient(server.url) as client:
         client.send(
-            head("POST /api/notes HTTP/1.1", headers | authorization)
+            request_headers("POST /api/notes HTTP/1.1", headers | authorization)
             + b"1\r\n \r\n" * 50_000 + b"2\r\n{}\r\n0\r\n\r\n"
-            + head("GET /health/live HTTP/1.1", {"Host": "x", "Connection": "close"})
+            + request_headers("GET /health/live HTTP/1.1", {"Host": "x", "Connection": "close"})
         )  # fmt: skip
         assert client.statuses() == [422 if signed_in else 401, 200]
 
 
 def test_a_connection_whose_body_came_late_is_kept_as_others_are(serve: Serve) -> None:
     with serve(HW_HTTP__HEADER_TIMEOUT="1") as running, RawClient(running.url) as client:
-        client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}) + b"{")
+        client.send(request_headers("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}) + b"{")
         assert client.response()[0] == 401
         client.send(b"}")
         time.sleep(1.5)
-        client.send(head("GET /health/live HTTP/1.1", {"Host": "x"}))
+        client.send(request_headers("GET /health/live HTTP/1.1", {"Host": "x"}))
         assert client.response()[0] == 200
 
 
 async def test_a_client_is_not_late_while_it_is_not_read(
     serve: Serve, token: Token, database: asyncpg.Connection, locked: asyncpg.transaction.Transaction
 ) -> None:
-    slow = head("GET /api/notes HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token('alice')}"})
-    live = head("GET /health/live HTTP/1.1", {"Host": "x"})
+    slow = request_headers("GET /api/notes HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token('alice')}"})
+    live = request_headers("GET /health/live HTTP/1.1", {"Host": "x"})
     with serve(HW_HTTP__HEADER_TIMEOUT="1") as running, RawClient(running.url) as client:
         client.send(slow)
         await until(lambda: waiting(database))
@@ -592,17 +595,17 @@ async def test_a_body_has_a_time(serve: Serve, token: Token, path: str) -> None:
             "Content-Type": "application/x-www-form-urlencoded" if "auth" in path else "application/json",
         }  # fmt: skip
         with RawClient(running.url) as client:
-            client.send(head(f"POST {path} HTTP/1.1", headers) + b"a")
+            client.send(request_headers(f"POST {path} HTTP/1.1", headers) + b"a")
             assert client.statuses() == [408]
         with RawClient(running.url, timeout=0.2) as dribbling:
-            dribbling.send(head(f"POST {path} HTTP/1.1", headers | {"Content-Length": "1000"}))
+            dribbling.send(request_headers(f"POST {path} HTTP/1.1", headers | {"Content-Length": "1000"}))
             assert not dribbling.takes_slowly(b"a", 100)
         assert "Traceback" not in running.log_file.read_text()
 
 
 def test_an_idle_connection_has_an_end(serve: Serve) -> None:
     with serve(HW_HTTP__KEEP_ALIVE_TIMEOUT="1") as running, RawClient(running.url) as client:
-        client.send(head("GET /health/live HTTP/1.1", {"Host": "x"}))
+        client.send(request_headers("GET /health/live HTTP/1.1", {"Host": "x"}))
         assert client.statuses() == [200]
 
 
@@ -610,9 +613,9 @@ def test_an_idle_connection_has_an_end(serve: Serve) -> None:
 async def test_a_connection_is_not_idle_during_a_request(
     serve: Serve, token: Token, database: asyncpg.Connection, locked: asyncpg.transaction.Transaction, first: str
 ) -> None:
-    slow = head("GET /api/notes HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token('alice')}"})
+    slow = request_headers("GET /api/notes HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token('alice')}"})
     with serve(HW_HTTP__KEEP_ALIVE_TIMEOUT="1") as running, RawClient(running.url) as client:
-        client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}))
+        client.send(request_headers("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}))
         if first == "answered":
             client.send(b"{}")
         assert client.response()[0] == 401
@@ -625,9 +628,9 @@ async def test_a_connection_is_not_idle_during_a_request(
 
 def test_a_socket_that_follows_a_late_body_stays(serve: Serve) -> None:
     with serve(HW_HTTP__KEEP_ALIVE_TIMEOUT="1") as running, RawClient(running.url) as client:
-        client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}))
+        client.send(request_headers("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "2"}))
         assert client.response()[0] == 401
-        client.send(b"{}" + head("GET /web HTTP/1.1", UPGRADE))
+        client.send(b"{}" + request_headers("GET /web HTTP/1.1", UPGRADE))
         assert client.response()[0] == 101
         time.sleep(1.5)
         client.send(frame(TEXT, call("ping")))
@@ -636,7 +639,7 @@ def test_a_socket_that_follows_a_late_body_stays(serve: Serve) -> None:
 
 def test_line_ends_keep_no_connection(serve: Serve) -> None:
     with serve(HW_HTTP__HEADER_TIMEOUT="1") as running, RawClient(running.url) as client:
-        client.send(head("GET /health/live HTTP/1.1", {"Host": "x"}))
+        client.send(request_headers("GET /health/live HTTP/1.1", {"Host": "x"}))
         assert client.response()[0] == 200
         client.send(b"\r\n")
         assert client.statuses() == []
@@ -644,7 +647,7 @@ def test_line_ends_keep_no_connection(serve: Serve) -> None:
 
 async def test_a_pipeline_has_a_limit(serve: Serve, token: Token) -> None:
     """Neither read nor answered past what the client reads; all of it once it does."""
-    request = head("GET /health/live HTTP/1.1", {"Host": "x"})
+    request = request_headers("GET /health/live HTTP/1.1", {"Host": "x"})
     with serve() as running:
         before = memory(running)
         clients = [RawClient(running.url, receive_buffer=4096) for _ in range(10)]
@@ -663,7 +666,7 @@ async def test_a_pipeline_has_a_limit(serve: Serve, token: Token) -> None:
 async def test_a_client_that_reads_nothing_is_closed(serve: Serve) -> None:
     with serve(HW_HTTP__WRITE_TIMEOUT="1") as running:
         client = RawClient(running.url)
-        client.send(head("GET /openapi.json HTTP/1.1", {"Host": "x"}) * 2_000)
+        client.send(request_headers("GET /openapi.json HTTP/1.1", {"Host": "x"}) * 2_000)
 
         async def closed() -> float:
             return await metric(running, 'http_connections_closed_total{reason="unread"}')
@@ -686,9 +689,9 @@ async def test_a_closed_connection_that_is_not_read_ends(serve: Serve) -> None:
         with contextlib.suppress(AssertionError):
             while True:
                 held = in_kernel(running)
-                client.send(head("GET /console/console.js HTTP/1.1", {"Host": "x"}))
+                client.send(request_headers("GET /console/console.js HTTP/1.1", {"Host": "x"}))
                 await until(lambda before=held: in_kernel(running) > before, 1)
-        client.send(head("GET /health/live HTTP/1.1", {"Host": "x", "Connection": "close"}))
+        client.send(request_headers("GET /health/live HTTP/1.1", {"Host": "x", "Connection": "close"}))
 
         async def closed() -> float:
             return await metric(running, 'http_connections_closed_total{reason="unread"}')
@@ -742,7 +745,7 @@ async def test_half_sent_logouts_of_one_address_have_a_limit(serve: Serve, provi
     with serve(**provider.settings(), **prefix()) as running, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(RawClient(running.url)) for _ in range(101)]
         for client in clients:
-            client.send(head("POST /api/auth/backchannel-logout HTTP/1.1", headers) + b"logout")
+            client.send(request_headers("POST /api/auth/backchannel-logout HTTP/1.1", headers) + b"logout")
         assert clients[-1].response()[0] == 429
         clients[0].socket.close()
 

@@ -1,15 +1,17 @@
 """What has ended is freed at once: cycles of references wait for a collection, which then stops everybody."""
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import websockets
 
 from tests import garbage
-from tests.conftest import Running, Serve
-from tests.raw import UPGRADE, RawClient, head
+from tests.conftest import Running, Serve, until
+from tests.raw import UPGRADE, RawClient, request_headers
 
 Token = Callable[[str], str]
 TIMES = 40
@@ -23,9 +25,16 @@ def running(serve: Serve) -> Iterator[Running]:
         yield running
 
 
+def connections(running: Running) -> list[Any]:
+    """That the server has not closed."""
+    port = urlsplit(running.url).port
+    opened = psutil.Process(running.process.pid).net_connections("tcp")
+    return [item for item in opened if item.laddr.port == port and item.status != psutil.CONN_LISTEN]
+
+
 async def collected(running: Running) -> int:
     async with running.client() as client:
-        await asyncio.sleep(0.3)  # the server has seen that its clients are gone
+        await until(lambda: not connections(running))  # the server has seen that its clients are gone
         return int((await client.post("/api/garbage/collect")).json())
 
 
@@ -67,7 +76,7 @@ async def test_a_refused_handshake(running: Running, wrong: str) -> None:
 
     async def use() -> None:
         with RawClient(running.url) as client:
-            client.send(head("GET /web HTTP/1.1", fields))
+            client.send(request_headers("GET /web HTTP/1.1", fields))
             assert client.response()[0] in (400, 401)
 
     assert await left_by(running, use) < MOST
@@ -115,6 +124,6 @@ async def test_an_event_stream_that_its_client_left(running: Running, token: Tok
 async def test_a_request_that_is_cut_off(running: Running) -> None:
     async def use() -> None:
         with RawClient(running.url) as client:
-            client.send(head("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "9"}))
+            client.send(request_headers("POST /api/notes HTTP/1.1", {"Host": "x", "Content-Length": "9"}))
 
     assert await left_by(running, use) < MOST

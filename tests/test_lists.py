@@ -127,7 +127,7 @@ async def test_a_page_number_brings_the_total(alice: httpx.AsyncClient, shelf: s
     assert set(plain) == {"items", "per_page", "next_cursor"}
 
 
-async def test_a_write_drops_the_cached_total(alice: httpx.AsyncClient, shelf: str) -> None:
+async def test_a_write_invalidates_the_cached_total(alice: httpx.AsyncClient, shelf: str) -> None:
     async def total() -> int:
         response = await alice.get("/api/notes", params={"title": shelf, "page": 1})
         return int(response.json()["total"])

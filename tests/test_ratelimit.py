@@ -92,7 +92,7 @@ async def test_caps_the_sockets_of_a_user(serve: Serve, token: Token) -> None:
         await until(lambda: admitted(two, token("alice")))
 
 
-async def test_caps_sockets_that_come_at_once(serve: Serve, token: Token) -> None:
+async def test_limits_sockets_that_come_at_once(serve: Serve, token: Token) -> None:
     """More than Redis gets connections: none of them may slip through for want of one."""
     with serve(HW_RATELIMIT__SOCKETS_PER_USER="10") as running:
         connecting = [running.socket(token("alice")) for _ in range(120)]

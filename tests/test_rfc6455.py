@@ -195,8 +195,8 @@ def test_takes(url: str, token: Token, case: str) -> None:
         client.send(sent)
         frames = client.frames()
         for kind, part in expected:
-            found, payload = next(frames)
-            assert (found, part in payload) == (kind, True), payload
+            opcode, payload = next(frames)
+            assert (opcode, part in payload) == (kind, True), payload
 
 
 @pytest.mark.parametrize("case", ENDED)

@@ -249,13 +249,13 @@ def test_answers_through_traefik(traefik: str, case: str) -> None:
     sent, statuses = CASES[case]
     with RawClient(traefik, timeout=10) as client:
         client.send(sent)
-        answers, expected = client.statuses(head_only="HEAD" in case), THROUGH_TRAEFIK.get(case, statuses)
+        received, expected = client.statuses(head_only="HEAD" in case), THROUGH_TRAEFIK.get(case, statuses)
     if expected == [500]:
         # A broken body is passed on until it breaks: the server's 401 and Traefik's own error race. Where the error comes while the
         # 401 is being copied, Traefik closes without an answer.
-        assert answers in ([], [500], [400], [401], [401, 200], [401, 400])
+        assert received in ([], [500], [400], [401], [401, 200], [401, 400])
     else:
-        assert answers == expected
+        assert received == expected
 
 
 @pytest.mark.parametrize("case", CASES)

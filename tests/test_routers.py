@@ -29,15 +29,15 @@ def filing(serve: Serve) -> Iterator[Running]:
         yield running
 
 
-async def rows(filing: Running, token: Token, answer: httpx.Response) -> list[dict[str, Any]]:
+async def rows(filing: Running, token: Token, response: httpx.Response) -> list[dict[str, Any]]:
     async with filing.client(token("dave")) as dave:
 
-        async def found() -> list[dict[str, Any]]:
-            query = {"request_id": answer.headers["x-request-id"]}
+        async def recorded() -> list[dict[str, Any]]:
+            query = {"request_id": response.headers["x-request-id"]}
             items: list[dict[str, Any]] = (await dave.get("/api/audit-logs", params=query)).json()["items"]
             return items
 
-        return await until(found)  # type: ignore[no-any-return]
+        return await until(recorded)  # type: ignore[no-any-return]
 
 
 def summary(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -77,8 +77,8 @@ def test_a_router_may_say_it_for_all_its_routes() -> None:
 async def test_a_change_is_recorded_before_its_answer(filing: Running, token: Token) -> None:
     name = uuid.uuid4().hex
     async with filing.client(token("alice")) as alice, filing.client(token("dave")) as dave:
-        answer = await alice.put(f"/api/files/{name}", content=b"hello")
-        query = {"request_id": answer.headers["x-request-id"]}
+        response = await alice.put(f"/api/files/{name}", content=b"hello")
+        query = {"request_id": response.headers["x-request-id"]}
         [row] = (await dave.get("/api/audit-logs", params=query)).json()["items"]
     assert summary(row) == ("alice", "files.upload", f"files/{name}", "success", 204, None)
 
@@ -95,8 +95,8 @@ async def test_refusals_and_failures_are_recorded(filing: Running, token: Token)
         (None, "POST", "report", None, ("files.reported", "files", "success", 202, None)),
     ):
         async with filing.client(token(user) if user else None) as client:
-            answer = await client.request(method, f"/api/files/{path}", json=json)
-        assert [summary(row) for row in await rows(filing, token, answer)] == [(user, *expected)]
+            response = await client.request(method, f"/api/files/{path}", json=json)
+        assert [summary(row) for row in await rows(filing, token, response)] == [(user, *expected)]
 
 
 async def test_a_row_that_cannot_be_stored_costs_no_other(filing: Running, token: Token) -> None:
@@ -105,9 +105,9 @@ async def test_a_row_that_cannot_be_stored_costs_no_other(filing: Running, token
     async with filing.client() as nobody:
         before = (await filing.metrics())[dropped]
         reports = [nobody.post("/api/files/report", params={"about": about}) for about in ("1", "2", "\0", "3", "4")]
-        answers = await asyncio.gather(*reports)
-    for answer in (*answers[:2], *answers[3:]):
-        assert [row["action"] for row in await rows(filing, token, answer)] == ["files.reported"]
+        responses = await asyncio.gather(*reports)
+    for response in (*responses[:2], *responses[3:]):
+        assert [row["action"] for row in await rows(filing, token, response)] == ["files.reported"]
     assert (await filing.metrics())[dropped] == before + 1
 
 
@@ -120,8 +120,8 @@ async def test_a_change_waits_for_its_row_without_postgresql(
     settings = {**files.SETTINGS, **provider.settings(), **database}
     with serve(**settings, HW_AUDIT__SPILL_DIR=str(tmp_path / folder)) as running:
         async with running.client(provider.token()) as client:
-            answer = await client.put(f"/api/files/{uuid.uuid4().hex}", content=b"hello")
-    assert (answer.status_code, spooled(tmp_path / "spill").count(b"files.upload")) == (status, kept)
+            response = await client.put(f"/api/files/{uuid.uuid4().hex}", content=b"hello")
+    assert (response.status_code, spooled(tmp_path / "spill").count(b"files.upload")) == (status, kept)
 
 
 def spooled(folder: Path) -> bytes:
@@ -139,8 +139,10 @@ async def test_an_owner_is_told_so_in_words(filing: Running, token: Token) -> No
 async def test_a_body_is_read_for_those_who_may_send_it(filing: Running, token: Token) -> None:
     async with filing.client() as nobody, filing.client(token("carol")) as carol:
         headers = {"Content-Type": "application/json"}
-        answers = [await client.post("/api/files/search", content=b"{", headers=headers) for client in (nobody, carol)]
-        assert [answer.status_code for answer in answers] == [401, 403]
+        responses = [
+            await client.post("/api/files/search", content=b"{", headers=headers) for client in (nobody, carol)
+        ]
+        assert [response.status_code for response in responses] == [401, 403]
         assert (await nobody.put("/api/files")).status_code == 404
         assert (await nobody.patch("/api/files/x")).status_code == 405
 
@@ -167,8 +169,8 @@ async def test_a_refusal_of_an_exempt_route_is_recorded_once_by_the_route_itself
 async def test_a_json_body_has_a_limit_of_members(filing: Running, token: Token, kind: str, body: bytes) -> None:
     async with filing.client(token("dave")) as dave:
         headers = {"Content-Type": kind.encode("latin-1")}
-        answer = await dave.post("/api/files/search", content=body, headers=headers)  # type: ignore[arg-type]
-    assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
+        response = await dave.post("/api/files/search", content=body, headers=headers)  # type: ignore[arg-type]
+    assert (response.status_code, response.json()["code"]) == (413, "payload_too_large")
 
 
 async def test_a_body_without_a_type_is_anything(filing: Running, token: Token) -> None:
@@ -179,5 +181,5 @@ async def test_a_body_without_a_type_is_anything(filing: Running, token: Token) 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "OPTIONS"])
 async def test_every_body_has_a_limit(filing: Running, token: Token, method: str) -> None:
     async with filing.client(token("dave")) as dave:
-        answer = await dave.request(method, "/api/files/nothing", content=b"x" * 1_100_000)
-    assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
+        response = await dave.request(method, "/api/files/nothing", content=b"x" * 1_100_000)
+    assert (response.status_code, response.json()["code"]) == (413, "payload_too_large")

@@ -235,7 +235,9 @@ async def test_a_stopped_parent_replaces_nobody_that_works(serve: Serve) -> None
             await asyncio.sleep(3)
             assert await workers_counted(running, 2)
         await until(lambda: parent.status() == "sleeping")
-        await asyncio.sleep(0.5)  # more than two of its looks at the workers
+        # It sleeps between its looks at the workers: each voluntary switch is one.
+        looked = parent.num_ctx_switches().voluntary
+        await until(lambda: parent.num_ctx_switches().voluntary > looked + 3)
         assert parent.children() == before
 
 
@@ -298,14 +300,14 @@ async def draining(client: httpx.AsyncClient, path: str) -> httpx.Response | Non
 
 async def test_a_running_request_is_finished(serve: Serve, token: Token, database: asyncpg.Connection) -> None:
     """Also one that takes more than half of the whole shutdown."""
-    with serve(HW_HTTP__SHUTDOWN_TIMEOUT="7.5") as running:
+    with serve(HW_HTTP__SHUTDOWN_TIMEOUT="12", HW_DATABASE__COMMAND_TIMEOUT="9") as running:
         async with running.client(token("alice")) as client:
             async with database.transaction():
                 await database.execute("LOCK TABLE notes IN ACCESS EXCLUSIVE MODE")
                 request = asyncio.create_task(client.post("/api/notes", json={"title": str(uuid.uuid4())}))
                 await until(lambda: waiters(database, "relation"))
                 running.process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(3.9)
+                await asyncio.sleep(6.1)  # its share is 8 s
             assert (await request).status_code == 201
 
 

@@ -37,8 +37,8 @@ Token = Callable[[str], str]
 async def texts(items: AsyncIterator[Any], count: int) -> list[str]:
     """Texts of the next items; a reset has none."""
     async with asyncio.timeout(30):
-        found = [await anext(items) for _ in range(count)]
-    return [item.data["text"] if isinstance(item, Event) else "reset" for item in found]
+        received = [await anext(items) for _ in range(count)]
+    return [item.data["text"] if isinstance(item, Event) else "reset" for item in received]
 
 
 async def test_events_come_in_order_and_the_position_follows(bob: Client, speaker: httpx.AsyncClient) -> None:
@@ -254,8 +254,8 @@ async def test_messages_of_a_stream_are_told_apart_wherever_they_are_cut() -> No
             for at in range(0, len(data), size):
                 yield data[at : at + size]
 
-        found = [tuple(message) async for message in parse(pieces())]
-        assert found == [("1", "topic.event", "a\u2028b\nc"), ("2", "", ""), ("2", "", "d")]
+        messages = [tuple(message) async for message in parse(pieces())]
+        assert messages == [("1", "topic.event", "a\u2028b\nc"), ("2", "", ""), ("2", "", "d")]
 
 
 async def test_what_many_topics_missed_comes_back_together(

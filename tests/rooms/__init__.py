@@ -3,6 +3,7 @@
 import asyncio
 from typing import Annotated, Any
 
+import structlog
 from pydantic import BaseModel, Field
 
 from hw_server.auth import Principal
@@ -10,6 +11,7 @@ from hw_server.errors import Conflict
 from hw_server.operations import SIGNED_IN, Events, Feature, History, Id, Operations, Topic, Write
 from tests import notes
 
+log = structlog.get_logger()
 operations = Operations("/rooms")
 
 
@@ -30,7 +32,8 @@ async def may_speak(caller: Principal, id: int) -> bool:
 
 
 async def may_enter_slowly(caller: Principal, id: int) -> bool:
-    await asyncio.sleep(0.5)
+    log.info("entering_slowly", room=id)
+    await asyncio.sleep(1)
     return "notes:read" in caller.roles
 
 

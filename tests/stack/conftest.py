@@ -145,8 +145,8 @@ async def load(client: httpx.AsyncClient, path: str, rate: int = 20) -> AsyncIte
 
 def containers() -> dict[str, dict[str, Any]]:
     names = run("docker", "ps", "-aq", "--filter", "label=com.docker.compose.project=hwstack").stdout.split()
-    found = json.loads(run("docker", "inspect", *names).stdout) if names else []
-    return {item["Name"].lstrip("/"): item for item in found}
+    inspected = json.loads(run("docker", "inspect", *names).stdout) if names else []
+    return {item["Name"].lstrip("/"): item for item in inspected}
 
 
 def wait_until_checked(seconds: float = 120) -> None:
@@ -192,13 +192,13 @@ def sign_in(user: str) -> dict[str, Any]:
 
 def panels(kind: str) -> list[tuple[str, str]]:
     """Title and query of every panel of a data source."""
-    found = []
+    queries = []
     for path in sorted((PROJECT / "docker/grafana/provisioning/dashboards").glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", []):
                 if target["datasource"]["uid"] == kind:
-                    found.append((panel["title"], target.get("expr") or target["rawSql"]))
-    return found
+                    queries.append((panel["title"], target.get("expr") or target["rawSql"]))
+    return queries
 
 
 def loki(expression: str, wait: float = 30, **arguments: Any) -> list[dict[str, Any]]:
@@ -208,9 +208,9 @@ def loki(expression: str, wait: float = 30, **arguments: Any) -> list[dict[str, 
     while True:
         response = httpx.get(url, params={"query": expression, "since": "10m", **arguments})
         assert response.status_code == 200, (expression, response.text)
-        found: list[dict[str, Any]] = response.json()["data"]["result"]
-        if found or time.monotonic() > deadline:
-            return found
+        streams: list[dict[str, Any]] = response.json()["data"]["result"]
+        if streams or time.monotonic() > deadline:
+            return streams
         time.sleep(1)
 
 

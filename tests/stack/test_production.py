@@ -68,8 +68,8 @@ def render(**variables: str) -> subprocess.CompletedProcess[str]:
 def services(images: None) -> dict[str, Any]:
     result = render(**VARIABLES)
     assert result.returncode == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)["services"]
-    return found
+    rendered: dict[str, Any] = json.loads(result.stdout)["services"]
+    return rendered
 
 
 @pytest.mark.parametrize("missing", VARIABLES)
@@ -361,10 +361,10 @@ def test_no_password_is_taken_from_clients(production: Path) -> None:
 
 
 def test_every_container_is_checked(production: Path) -> None:
-    found = {name: item["State"].get("Health", {}).get("Status") for name, item in containers().items()}
-    assert found.pop("hw-migrate") is None
-    assert set(found.values()) == {"healthy"}, found
-    assert {"hw-alertmanager", "hw-backup", "hw-socket-proxy"} <= {*found}
+    health = {name: item["State"].get("Health", {}).get("Status") for name, item in containers().items()}
+    assert health.pop("hw-migrate") is None
+    assert set(health.values()) == {"healthy"}, health
+    assert {"hw-alertmanager", "hw-backup", "hw-socket-proxy"} <= {*health}
 
 
 async def test_metrics_are_for_the_inside(production: Path) -> None:
@@ -419,9 +419,9 @@ def test_keycloak_s_administration_is_not_routed(production: Path, path: str) ->
 
 
 def test_the_docker_socket_can_only_be_read_and_little_of_it(production: Path) -> None:
-    found = containers()
-    [network] = found["hw-socket-proxy"]["NetworkSettings"]["Networks"].values()
-    server = f"/containers/{found['hw-server']['Id']}"
+    inspected = containers()
+    [network] = inspected["hw-socket-proxy"]["NetworkSettings"]["Networks"].values()
+    server = f"/containers/{inspected['hw-server']['Id']}"
     with httpx.Client(base_url=f"http://{network['IPAddress']}:2375") as docker:
         assert docker.get("/containers/json").status_code == 200
         for path in ("/images/json", "/secrets", f"{server}/archive?path=/", f"{server}/top"):

@@ -192,8 +192,8 @@ def prometheus_result(expression: str) -> list[Any]:
     url = "http://127.0.0.1:9090/api/v1/query"
     response = httpx.get(url, params={"query": expression.replace("$__rate_interval", "4m")}).json()
     assert response["status"] == "success", (expression, response)
-    found: list[Any] = response["data"]["result"]
-    return found
+    samples: list[Any] = response["data"]["result"]
+    return samples
 
 
 def test_every_audit_panel_runs_as_the_read_only_role() -> None:
@@ -247,11 +247,11 @@ def test_the_image_refuses_development_secrets_in_production() -> None:
 
 def test_ten_containers_run_on_one_network() -> None:
     wait_until_checked()
-    found = containers()
-    migrated = found.pop("hw-migrate")["State"]
+    inspected = containers()
+    migrated = inspected.pop("hw-migrate")["State"]
     assert (migrated["Status"], migrated["ExitCode"]) == ("exited", 0)
-    assert set(found) == NAMES
-    for item in found.values():
+    assert set(inspected) == NAMES
+    for item in inspected.values():
         assert item["State"]["Status"] == "running"
         assert item["State"]["Health"]["Status"] == "healthy"
         assert list(item["NetworkSettings"]["Networks"]) == ["hw-network"]

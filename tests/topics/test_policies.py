@@ -15,7 +15,7 @@ import pytest
 from hw_server.embedded import Stack
 from hw_server.operations import Topic
 from tests.conftest import Running, Socket, until
-from tests.raw import TEXT, RawClient, frame, head
+from tests.raw import TEXT, RawClient, frame, request_headers
 from tests.rooms import Said
 from tests.topics.conftest import Start
 
@@ -190,7 +190,9 @@ def slow_stream(running: Running, token: str, topic: str) -> Iterator[RawClient]
     """An event stream that is opened, and then not read."""
     with RawClient(running.url, receive_buffer=4096) as client:
         client.send(
-            head(f"GET /api/topics/events?topic={topic} HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token}"})
+            request_headers(
+                f"GET /api/topics/events?topic={topic} HTTP/1.1", {"Host": "x", "Authorization": f"Bearer {token}"}
+            )
         )
         client.read_until(b"retry: ")
         yield client

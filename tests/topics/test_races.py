@@ -18,7 +18,7 @@ from hw_server.embedded import Stack
 from tests.conftest import Running, until
 from tests.provider import Provider
 from tests.proxy import Proxy
-from tests.raw import RawClient, head
+from tests.raw import RawClient, request_headers
 from tests.topics.conftest import Start
 from tests.topics.follower import Follower, subscribed
 from tests.topics.speaker import room, say
@@ -97,8 +97,8 @@ async def test_subscriptions_that_come_while_redis_is_connected_wait(
                     asking.append(asyncio.create_task(socket.call("topic.subscribe", topic=f"rooms/{501 + index}")))
                     await asyncio.sleep(0.2)
                 proxy.release.set()
-                answers = [await task for task in asking]
-    assert [answer.get("error") for answer in answers] == [None, None]
+                responses = [await task for task in asking]
+    assert [response.get("error") for response in responses] == [None, None]
 
 
 async def test_one_that_was_long_away_denies_recovery_to_nobody(
@@ -167,13 +167,14 @@ async def test_a_stream_that_recovers_slowly_ends_with_its_token(
         await say(alice, int(topic.removeprefix("rooms/")), "x" * 60_000, times=8)
     query = "&".join(f"topic={quote(topic, safe='')}" for topic in topics)
     with Provider.running() as provider, start(**provider.settings(), HW_OIDC__LEEWAY="0") as running:
+        expires_at = int(time.time()) + 3
         headers = {
-            "Host": "x", "Connection": "close", "Authorization": f"Bearer {provider.token(exp=int(time.time()) + 3)}", "Last-Event-ID": ",".join(places),
+            "Host": "x", "Connection": "close", "Authorization": f"Bearer {provider.token(exp=expires_at)}", "Last-Event-ID": ",".join(places),
         }  # fmt: skip
         with RawClient(running.url, receive_buffer=65_536) as client:
-            client.send(head(f"GET /api/topics/events?{query} HTTP/1.1", headers))
+            client.send(request_headers(f"GET /api/topics/events?{query} HTTP/1.1", headers))
             client.read_until(b"retry: ")
-            await asyncio.sleep(8)  # past its token's end, with the leeway
+            await asyncio.sleep(expires_at + 1 - time.time())
             rest = await asyncio.to_thread(client.rest)
     assert 0 < rest.count(b"event: topic.event") < 8 * len(topics)
 
@@ -214,13 +215,13 @@ async def test_a_second_subscription_in_a_batch_doubles_nothing(one: Running, to
     calls = [subscribe, *[publish] * 5, subscribe, *[publish] * 10]
     async with one.socket(tokens["bob"]) as socket:
         await socket.raw.send(json.dumps([{"jsonrpc": "2.0", "id": 1, **call} for call in calls]))
-        while not isinstance(answers := await socket.read(), list):
+        while not isinstance(responses := await socket.read(), list):
             continue
         offsets: list[int] = []
         while offsets[-1:] != [15]:
             params = (await socket.read())["params"]
             offsets += [event["offset"] for event in params.get("events", [params])]
-    after = answers[6]["result"]["offset"]
+    after = responses[6]["result"]["offset"]
     assert offsets == list(range(after + 1, 16))
 
 
@@ -237,7 +238,9 @@ async def test_dead_rows_of_the_outbox_are_read_once(
             await long.fetchval("SELECT count(*) FROM topic_outbox")
             await database.execute(insert, follower.topic)
             await until(lambda: len(follower.texts) == 3000)
-            await asyncio.sleep(3)  # two heartbeats of the relay, which raise its floor
+            await heartbeats(
+                database, follower.topic, 3
+            )  # the second has raised the floor of reads, the third comes after it
             before = await entries_read(database)
             for index in range(20):
                 await say(alice, number, text := str(index))
@@ -246,6 +249,14 @@ async def test_dead_rows_of_the_outbox_are_read_once(
             assert 0 < await entries_read(database) - before < 3000
         for connection in (long, database):
             await connection.close()
+
+
+async def heartbeats(database: asyncpg.Connection, topic: str, count: int) -> None:
+    """Waits for so many of the relay that holds the topic's partition."""
+    relay = "FROM topic_relays WHERE partition = topic_partition($1)"
+    for _ in range(count):
+        last = await database.fetchval(f"SELECT heartbeat {relay}", topic)
+        await until(lambda last=last: database.fetchval(f"SELECT heartbeat > $2 {relay}", topic, last))  # type: ignore[misc]
 
 
 async def entries_read(database: asyncpg.Connection) -> int:
@@ -266,8 +277,8 @@ async def test_a_flood_of_publishes_ends_at_its_limit_and_loses_nothing(start: S
             for first in range(0, 400, 50):
                 await flooding.raw.send(json.dumps([said(topic, str(first + index)) for index in range(50)]))
             await say(client, number, "another's")
-            answers = [answer for _ in range(8) for answer in await flooding.read()]
-            taken = [answer["id"] for answer in answers if "result" in answer]
+            responses = [response for _ in range(8) for response in await flooding.read()]
+            taken = [response["id"] for response in responses if "result" in response]
             await until(lambda: len(follower.texts) == 101)
     assert len(taken) == 100
     assert sorted(follower.texts) == sorted([*taken, "another's"])
