@@ -238,9 +238,8 @@ async def test_dead_rows_of_the_outbox_are_read_once(
             await long.fetchval("SELECT count(*) FROM topic_outbox")
             await database.execute(insert, follower.topic)
             await until(lambda: len(follower.texts) == 3000)
-            await heartbeats(
-                database, follower.topic, 3
-            )  # the second has raised the floor of reads, the third comes after it
+            # The second raises the floor of its reads; the third comes after it.
+            await heartbeats(database, follower.topic, 3)
             before = await entries_read(database)
             for index in range(20):
                 await say(alice, number, text := str(index))
