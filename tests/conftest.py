@@ -176,6 +176,7 @@ def run_server(environment: dict[str, str], folder: Path, *arguments: str) -> It
     """`hw serve` with the settings of `environment`; it serves notes unless they say otherwise."""
     environment = {**notes.SETTINGS, **environment}
     port = environment["HW_HTTP__PORT"]
+    assert _free(int(port)), f"what answers on port {port} would be taken for this server"
     log_file = folder / f"server-{port}-{time.monotonic_ns()}.log"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HW_")}
     clean["TMPDIR"] = str(folder)  # what a killed server leaves behind goes away with the folder

@@ -15,7 +15,7 @@ from hw_server.observability.metrics import Metrics
 from hw_server.ratelimit import RateLimiter
 from hw_server.redis import CacheRedis, Keys
 from hw_server.settings import load
-from tests.conftest import Running, Serve, until
+from tests.conftest import Running, Serve, free_port, until
 from tests.provider import Provider
 from tests.proxy import Proxy
 from tests.test_sessions import PATH, feed_breaks, listed
@@ -181,7 +181,7 @@ async def test_a_refreshed_token_of_an_ended_session_is_refused(serve: Serve, pr
         await end_by_provider(running, sub, provider)
         await until(lambda: accepted(running, provider.token(sub=sub)))
         assert await status(running, provider.token(sub=sub, sid=sid)) == 401
-        with serve(**running.environment) as later:
+        with serve(**running.environment | {"HW_HTTP__PORT": str(free_port())}) as later:
             assert await status(later, provider.token(sub=sub, sid=sid)) == 401
 
 
