@@ -2,7 +2,7 @@
 values are taken strictly (`"7"` is no number, `0` no date); the texts of a URL are converted."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal, NotRequired, get_origin
 from urllib.parse import parse_qsl
@@ -72,9 +72,12 @@ class Binder:
         elif len(self._fields) == 1:
             [(name, params)] = models.items()
             split = partial(_whole, name)
-        elif all(_takes_more_fields(kind, self._owners) for kind in models.values()):
-            added: Any = {field: (self._fields[field], ...) for field in self._path_fields}
-            params = create_model(operation.name.replace(".", "_"), __base__=(*models.values(),), **added)
+        elif all(map(_is_plain, models.values())):
+            flat: Any = {
+                name: (field.annotation, field) for kind in models.values() for name, field in kind.model_fields.items()
+            }
+            flat |= {name: (self._fields[name], ...) for name in self._path_fields}
+            params = create_model(operation.name.replace(".", "_"), __config__=ConfigDict(extra="forbid"), **flat)
             split = partial(_separate, self._path_fields, models)
         else:
             return None, None
@@ -173,18 +176,20 @@ def _separate(path_fields: tuple[str, ...], models: dict[str, type[BaseModel]], 
     return arguments
 
 
-def _takes_more_fields(kind: Any, names: Iterable[str]) -> bool:
-    """Whether a subclass of `kind` with these fields added validates the others as `kind` does: no validator of the whole model
-    would see the added ones, no setting changes validation, and instances are made of their values alone."""
-    if not isinstance(kind, type) or not issubclass(kind, BaseModel) or any(hasattr(kind, name) for name in names):
+def _is_plain(kind: Any) -> bool:
+    """Whether the fields of a model, taken into another one, are validated as in it: they alone decide what is accepted, and an
+    instance is made of their values alone."""
+    if not isinstance(kind, type) or not issubclass(kind, BaseModel):
         return False
     model: Any = kind.__pydantic_core_schema__
-    plain = (
-        model["type"] == "model" and model["schema"]["type"] == "model-fields" and not any(map(model.get, _OWN_WAYS))
+    return (
+        model["type"] == "model"
+        and model["schema"]["type"] == "model-fields"
+        and not any(map(model.get, _OWN_WAYS))
+        and not kind.__pydantic_decorators__.field_validators
+        and fields_of(kind).keys() == kind.model_fields.keys()
+        and {*kind.model_config} <= _HARMLESS
     )
-    every = any("*" in field.info.fields for field in kind.__pydantic_decorators__.field_validators.values())
-    aliased = fields_of(kind).keys() != kind.model_fields.keys()
-    return plain and not every and not aliased and {*kind.model_config} <= _HARMLESS
 
 
 def _list_fields(annotation: Any) -> frozenset[str]:
